@@ -1,0 +1,2 @@
+//! The rkube binary: flags, configuration, logging, signals, exit codes.
+fn main() {}

@@ -1,0 +1,2 @@
+//! rkube-bench: measures any Kubernetes API.
+fn main() {}

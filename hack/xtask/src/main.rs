@@ -1,0 +1,2 @@
+//! Repository chores: `tidy` checks what the compiler cannot.
+fn main() {}

@@ -1,0 +1,220 @@
+//! Field paths and validation errors. Validation collects; it does not stop at the first fault.
+//!
+//! Behaves as `k8s.io/apimachinery/pkg/util/validation/field`: the texts are what users and clients read.
+
+use std::fmt;
+
+use serde_json::Value;
+
+/// The path of a field inside an object: `spec.containers[0].image`, `metadata.annotations[key]`.
+///
+/// Paths are built while walking an object that is almost always valid, so a child borrows nothing
+/// and allocates once; keep them in locals and pass `&path`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Path(String);
+
+impl Path {
+    pub fn new(name: &str) -> Self {
+        Self(name.to_owned())
+    }
+
+    /// The empty path: an object as a whole.
+    pub fn root() -> Self {
+        Self::default()
+    }
+
+    /// `path.name`.
+    #[must_use]
+    pub fn child(&self, name: &str) -> Self {
+        if self.0.is_empty() {
+            return Self(name.to_owned());
+        }
+        Self(format!("{}.{name}", self.0))
+    }
+
+    /// `path[index]`.
+    #[must_use]
+    pub fn index(&self, index: usize) -> Self {
+        Self(format!("{}[{index}]", self.0))
+    }
+
+    /// `path[key]`.
+    #[must_use]
+    pub fn key(&self, key: &str) -> Self {
+        Self(format!("{}[{key}]", self.0))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Upstream prints a nil path like this.
+        if self.0.is_empty() { f.write_str("<nil>") } else { f.write_str(&self.0) }
+    }
+}
+
+/// What is wrong with a field. `reason` is the machine-readable name in `details.causes`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorType {
+    NotFound,
+    Required,
+    Duplicate,
+    Invalid,
+    NotSupported,
+    Forbidden,
+    TooLong,
+    TooMany,
+    Internal,
+    TypeInvalid,
+}
+
+impl ErrorType {
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::NotFound => "FieldValueNotFound",
+            Self::Required => "FieldValueRequired",
+            Self::Duplicate => "FieldValueDuplicate",
+            Self::Invalid => "FieldValueInvalid",
+            Self::NotSupported => "FieldValueNotSupported",
+            Self::Forbidden => "FieldValueForbidden",
+            Self::TooLong => "FieldValueTooLong",
+            Self::TooMany => "FieldValueTooMany",
+            Self::Internal => "InternalError",
+            Self::TypeInvalid => "FieldValueTypeInvalid",
+        }
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::NotFound => "Not found",
+            Self::Required => "Required value",
+            Self::Duplicate => "Duplicate value",
+            Self::Invalid | Self::TypeInvalid => "Invalid value",
+            Self::NotSupported => "Unsupported value",
+            Self::Forbidden => "Forbidden",
+            Self::TooLong => "Too long",
+            Self::TooMany => "Too many",
+            Self::Internal => "Internal error",
+        }
+    }
+}
+
+/// One fault in one field.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Error {
+    pub kind: ErrorType,
+    pub field: String,
+    /// The offending value; shown for every type but Required, Forbidden, TooLong, TooMany and Internal.
+    pub value: Value,
+    pub detail: String,
+}
+
+impl Error {
+    fn new(kind: ErrorType, path: &Path, value: Value, detail: impl Into<String>) -> Self {
+        Self { kind, field: path.to_string(), value, detail: detail.into() }
+    }
+
+    pub fn not_found(path: &Path, value: impl Into<Value>) -> Self {
+        Self::new(ErrorType::NotFound, path, value.into(), "")
+    }
+
+    pub fn required(path: &Path, detail: impl Into<String>) -> Self {
+        Self::new(ErrorType::Required, path, Value::Null, detail)
+    }
+
+    pub fn duplicate(path: &Path, value: impl Into<Value>) -> Self {
+        Self::new(ErrorType::Duplicate, path, value.into(), "")
+    }
+
+    pub fn invalid(path: &Path, value: impl Into<Value>, detail: impl Into<String>) -> Self {
+        Self::new(ErrorType::Invalid, path, value.into(), detail)
+    }
+
+    pub fn type_invalid(path: &Path, value: impl Into<Value>, detail: impl Into<String>) -> Self {
+        Self::new(ErrorType::TypeInvalid, path, value.into(), detail)
+    }
+
+    /// `valid` is shown quoted, in the given order, as upstream's sorted slices are.
+    pub fn not_supported(path: &Path, value: impl Into<Value>, valid: &[&str]) -> Self {
+        let quoted: Vec<String> = valid.iter().map(|value| format!("{value:?}")).collect();
+        let detail = if quoted.is_empty() { String::new() } else { format!("supported values: {}", quoted.join(", ")) };
+        Self::new(ErrorType::NotSupported, path, value.into(), detail)
+    }
+
+    pub fn forbidden(path: &Path, detail: impl Into<String>) -> Self {
+        Self::new(ErrorType::Forbidden, path, Value::Null, detail)
+    }
+
+    /// `maximum` in bytes; a negative one is not mentioned.
+    pub fn too_long(path: &Path, maximum: i64) -> Self {
+        let detail = if maximum >= 0 {
+            let unit = if maximum == 1 { "byte" } else { "bytes" };
+            format!("may not be more than {maximum} {unit}")
+        } else {
+            "value is too long".to_owned()
+        };
+        Self::new(ErrorType::TooLong, path, Value::Null, detail)
+    }
+
+    pub fn too_many(path: &Path, actual: usize, maximum: i64) -> Self {
+        let detail = if maximum >= 0 {
+            let unit = if maximum == 1 { "item" } else { "items" };
+            format!("must have at most {maximum} {unit}")
+        } else {
+            "has too many items".to_owned()
+        };
+        Self::new(ErrorType::TooMany, path, Value::from(actual), detail)
+    }
+
+    pub fn internal(path: &Path, detail: impl Into<String>) -> Self {
+        Self::new(ErrorType::Internal, path, Value::Null, detail)
+    }
+
+    /// The text without the field, as in `details.causes[].message`.
+    pub fn body(&self) -> String {
+        let text = self.kind.text();
+        let head = match self.kind {
+            ErrorType::Required | ErrorType::Forbidden | ErrorType::TooLong | ErrorType::Internal => text.to_owned(),
+            _ => format!("{text}: {}", go_value(&self.value)),
+        };
+        if self.detail.is_empty() { head } else { format!("{head}: {}", self.detail) }
+    }
+}
+
+/// Values print as Go's `%#v` prints them for the types that occur: strings quoted, numbers bare,
+/// objects and lists as JSON.
+fn go_value(value: &Value) -> String {
+    match value {
+        Value::Null => "null".to_owned(),
+        Value::String(text) => format!("{text:?}"),
+        other => other.to_string(),
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.body())
+    }
+}
+
+/// All faults found in an object, in the order of the walk.
+pub type ErrorList = Vec<Error>;
+
+/// Joins as upstream's aggregate does: one error bare, several in brackets, equal ones once.
+pub fn aggregate(errors: &[Error]) -> String {
+    let mut texts: Vec<String> = Vec::with_capacity(errors.len());
+    for error in errors {
+        let text = error.to_string();
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    match texts.as_slice() {
+        [] => String::new(),
+        [one] => one.clone(),
+        many => format!("[{}]", many.join(", ")),
+    }
+}

@@ -1,0 +1,1 @@
+//! The request chain: negotiation, authentication, authorization, admission, discovery, OpenAPI, streaming proxies.

@@ -1,0 +1,1 @@
+//! JSON, YAML, Kubernetes protobuf and Table rendering.

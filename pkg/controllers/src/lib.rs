@@ -1,0 +1,1 @@
+//! Every controller of kube-controller-manager, one folder each, in one descriptor table.

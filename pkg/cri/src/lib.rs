@@ -1,0 +1,1 @@
+//! The CRI v1 protocol: messages, client, service traits and fakes.

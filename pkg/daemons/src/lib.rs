@@ -1,0 +1,1 @@
+//! Composes the roles of the rkube process out of components, in dependency order.

@@ -1,0 +1,1 @@
+//! Cluster DNS from the local watch cache.

@@ -1,0 +1,1 @@
+//! The node agent: pod workers, PLEG, probes, status, volumes, images, eviction and the kubelet server.

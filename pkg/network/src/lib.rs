@@ -1,0 +1,1 @@
+//! The node network: netlink, nftables, IPAM, overlay, and the CNI plugin.

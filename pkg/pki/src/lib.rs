@@ -1,0 +1,1 @@
+//! Certificate authorities, leaf certificates, service account keys, kubeconfig files and join tokens.

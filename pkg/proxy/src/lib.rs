@@ -1,0 +1,1 @@
+//! The service proxy: Services and endpoints to one nftables table.

@@ -1,0 +1,1 @@
+//! The generic store, the watch cache, one strategy per kind and the allocators.
