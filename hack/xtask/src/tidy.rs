@@ -62,7 +62,7 @@ fn check_edges(metadata: &Value, layers: &toml::Table, findings: &mut Vec<String
     let allowed = strings(layers, "edges")?;
     let owners = strings(layers, "owners")?;
     let packages = metadata["packages"].as_array().context("packages")?;
-    let ours: BTreeSet<&str> = packages.iter().filter_map(|package| package["name"].as_str()).map(short).collect();
+    let ours: BTreeSet<&str> = packages.iter().filter_map(|package| package["name"].as_str()).collect();
     let mut seen = BTreeSet::new();
     for package in packages {
         let name = short(package["name"].as_str().context("package name")?);
@@ -73,9 +73,10 @@ fn check_edges(metadata: &Value, layers: &toml::Table, findings: &mut Vec<String
         };
         let mut uses = BTreeSet::new();
         for dependency in package["dependencies"].as_array().context("dependencies")? {
-            let target = short(dependency["name"].as_str().context("dependency name")?);
+            let full = dependency["name"].as_str().context("dependency name")?;
+            let target = short(full);
             let is_dev = dependency["kind"].as_str() == Some("dev");
-            if ours.contains(target) && target != name {
+            if ours.contains(full) && target != name {
                 uses.insert(target.to_owned());
                 if !is_dev && !may_use.contains(target) {
                     findings.push(format!("{name} depends on {target}, which hack/layers.toml does not allow"));
