@@ -1,1 +1,20 @@
 //! The generic store, the watch cache, one strategy per kind and the allocators.
+//!
+//! A request becomes one call on a [`Store`]: the table row says what the resource is, its [`Strategy`]
+//! says what clients may set, [`Admission`] is called in the one write path, and the watch cache
+//! answers reads.
+//!
+//! **Invariant:** this crate knows no HTTP. Nothing outside it touches storage.
+
+pub mod admission;
+pub mod context;
+pub mod options;
+pub mod registry;
+pub mod store;
+pub mod strategy;
+
+pub use admission::{Admission, Attributes, Operation};
+pub use context::{RequestContext, UserInfo};
+pub use registry::{Config, Registry};
+pub use store::Store;
+pub use strategy::{Strategy, StrategyContext, TypedStrategy};

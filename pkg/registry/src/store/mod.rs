@@ -1,0 +1,186 @@
+//! The generic store: every verb of every kind, over one strategy and one watch cache.
+//!
+//! Behaves as `apiserver/pkg/registry/generic/registry/store.go`, v1.36.
+
+pub mod watch;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rkube_api::StoredObject;
+use rkube_api::resource::SharedResource;
+use rkube_apimachinery::status::{ApiStatus, Status};
+use serde_json::Value;
+
+use crate::context::RequestContext;
+use crate::options::{CreateOptions, DeleteOptions, GetOptions, ListOptions, PatchOptions, UpdateOptions};
+
+pub use watch::{WatchEvent, Watcher};
+
+/// One resource in one version. Objects go in and come out in that version; versions of a resource
+/// share their objects, their cache and their strategies.
+#[derive(Clone)]
+pub struct Store {
+    row: SharedResource,
+}
+
+/// What a request is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Empty for cluster-scoped kinds.
+    pub namespace: Arc<str>,
+    /// As in the URL: empty for a create of the resource itself.
+    pub name: Arc<str>,
+    /// Empty for the resource itself.
+    pub subresource: String,
+}
+
+impl Target {
+    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
+        Self { namespace: namespace.into(), name: name.into(), subresource: String::new() }
+    }
+
+    #[must_use]
+    pub fn subresource(mut self, name: &str) -> Self {
+        self.subresource = name.to_owned();
+        self
+    }
+}
+
+/// What a create or a delete answers with.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    Object(Arc<StoredObject>),
+    Status(Box<Status>),
+}
+
+/// The object after an update, a patch or an apply.
+#[derive(Clone, Debug)]
+pub struct Written {
+    pub object: Arc<StoredObject>,
+    /// It did not exist before: 201.
+    pub created: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct Deleted {
+    pub answer: Answer,
+    /// False when finalizers or a grace period keep the object: 202 if the request set `orphanDependents: false`.
+    pub immediate: bool,
+}
+
+/// A page of objects at one revision.
+#[derive(Clone, Debug, Default)]
+pub struct ListPage {
+    pub items: Vec<Arc<StoredObject>>,
+    pub revision: u64,
+    /// Empty on the last page.
+    pub continue_token: String,
+    pub remaining_item_count: Option<i64>,
+}
+
+/// A patch body as the client sent it.
+#[derive(Clone, Debug)]
+pub enum Patch {
+    /// RFC 6902.
+    Json(Bytes),
+    /// RFC 7386.
+    Merge(Bytes),
+    Strategic(Bytes),
+    /// Server-side apply, YAML or JSON.
+    Apply(Bytes),
+}
+
+impl Store {
+    pub fn resource(&self) -> &SharedResource {
+        &self.row
+    }
+
+    /// Reads an object, or a subresource that can be read (`status`, `scale`).
+    pub async fn get(
+        &self,
+        context: &Arc<RequestContext>,
+        target: &Target,
+        options: &GetOptions,
+    ) -> Result<Arc<StoredObject>, ApiStatus> {
+        Err(self.unimplemented(context, target, options))
+    }
+
+    /// Lists a namespace, or everything for an empty `namespace`.
+    pub async fn list(
+        &self,
+        context: &Arc<RequestContext>,
+        namespace: &str,
+        options: &ListOptions,
+    ) -> Result<ListPage, ApiStatus> {
+        Err(self.unimplemented(context, namespace, options))
+    }
+
+    /// Watches a namespace, or everything for an empty `namespace`. A version that is too old ends the
+    /// watch with an `Error` event.
+    pub async fn watch(
+        &self,
+        context: &Arc<RequestContext>,
+        namespace: &str,
+        options: &ListOptions,
+    ) -> Result<Watcher, ApiStatus> {
+        Err(self.unimplemented(context, namespace, options))
+    }
+
+    /// Creates an object, or posts to a subresource (`binding`, `eviction`, `token`). `body` has passed
+    /// the schema check and is in this store's version.
+    pub async fn create(
+        &self,
+        context: &Arc<RequestContext>,
+        target: &Target,
+        body: Value,
+        options: &CreateOptions,
+    ) -> Result<Answer, ApiStatus> {
+        Err(self.unimplemented(context, target, (body, options)))
+    }
+
+    /// Replaces an object or a subresource. `body` has passed the schema check.
+    pub async fn update(
+        &self,
+        context: &Arc<RequestContext>,
+        target: &Target,
+        body: Value,
+        options: &UpdateOptions,
+    ) -> Result<Written, ApiStatus> {
+        Err(self.unimplemented(context, target, (body, options)))
+    }
+
+    pub async fn patch(
+        &self,
+        context: &Arc<RequestContext>,
+        target: &Target,
+        patch: Patch,
+        options: &PatchOptions,
+    ) -> Result<Written, ApiStatus> {
+        Err(self.unimplemented(context, target, (patch, options)))
+    }
+
+    pub async fn delete(
+        &self,
+        context: &Arc<RequestContext>,
+        target: &Target,
+        options: DeleteOptions,
+    ) -> Result<Deleted, ApiStatus> {
+        Err(self.unimplemented(context, target, options))
+    }
+
+    /// Deletes what `list` selects and answers with what was deleted.
+    pub async fn delete_collection(
+        &self,
+        context: &Arc<RequestContext>,
+        namespace: &str,
+        options: DeleteOptions,
+        list: &ListOptions,
+    ) -> Result<ListPage, ApiStatus> {
+        Err(self.unimplemented(context, namespace, (options, list)))
+    }
+
+    fn unimplemented<A, B>(&self, _: &Arc<RequestContext>, _: A, _: B) -> ApiStatus {
+        ApiStatus::service_unavailable(format!("{} is not served yet", self.row.gvr()))
+    }
+}
