@@ -1,0 +1,280 @@
+//! The multi-version index behind the in-process stores: which key had which value at which revision.
+//!
+//! Inputs: writes in revision order. Outputs: values now and at past revisions, changes since a revision.
+//! `V` is the value itself (memory) or the place where it lies (embedded).
+//!
+//! The life of one key, with puts at 3 and 5, a delete at 7 and a put at 9:
+//!
+//! ```text
+//! versions of the key     [3 put] [5 put] [7 deleted] [9 put]
+//! after compact(5)        [5 put] [7 deleted] [9 put]      what was overwritten by 5 is gone
+//! after compact(7)        [9 put]                          a deletion leaves nothing once it is compacted
+//! ```
+//!
+//! **Invariant:** `history` holds exactly the changes after `dropped`, in order of revision.
+//! **Invariant:** of every key the versions needed to read it at any revision from `dropped` on are kept.
+//! **Invariant:** `dropped <= compacted <= current`. Compaction is announced at once and carried out in
+//! bounded steps.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use crate::{ListRange, Revision, StorageError};
+
+#[derive(Clone, Debug)]
+pub(crate) struct Version<V> {
+    pub(crate) revision: Revision,
+    /// `None` where the key was deleted.
+    pub(crate) value: Option<V>,
+}
+
+/// The versions of one key: the newest in place, since most keys have no other.
+#[derive(Clone, Debug)]
+pub(crate) struct Versions<V> {
+    pub(crate) newest: Version<V>,
+    /// Oldest first.
+    pub(crate) older: Vec<Version<V>>,
+}
+
+impl<V> Versions<V> {
+    fn at(&self, revision: Revision) -> Option<&Version<V>> {
+        if self.newest.revision <= revision {
+            return Some(&self.newest);
+        }
+        let upto = self.older.partition_point(|version| version.revision <= revision);
+        upto.checked_sub(1).and_then(|last| self.older.get(last))
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Version<V>> {
+        self.older.iter().chain(std::iter::once(&self.newest))
+    }
+}
+
+/// A key as it is visible at some revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Visible<V> {
+    pub(crate) key: Arc<str>,
+    pub(crate) revision: Revision,
+    pub(crate) value: V,
+}
+
+/// A change found in history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Past<V> {
+    pub(crate) key: Arc<str>,
+    pub(crate) revision: Revision,
+    pub(crate) value: Option<V>,
+    pub(crate) previous: Option<(Revision, V)>,
+}
+
+/// What a bounded walk over history found.
+#[derive(Debug)]
+pub(crate) struct Replay<V> {
+    pub(crate) changes: Vec<Past<V>>,
+    /// Everything up to here was looked at.
+    pub(crate) through: Revision,
+}
+
+#[derive(Debug)]
+pub(crate) struct Index<V> {
+    keys: BTreeMap<Arc<str>, Versions<V>>,
+    history: VecDeque<(Revision, Arc<str>)>,
+    current: Revision,
+    compacted: Revision,
+    dropped: Revision,
+    /// Revisions that someone is reading at in several steps, and how many do.
+    pins: BTreeMap<Revision, usize>,
+}
+
+impl<V> Default for Index<V> {
+    fn default() -> Self {
+        Self {
+            keys: BTreeMap::new(),
+            history: VecDeque::new(),
+            current: Revision(0),
+            compacted: Revision(0),
+            dropped: Revision(0),
+            pins: BTreeMap::new(),
+        }
+    }
+}
+
+impl<V: Clone> Index<V> {
+    pub(crate) fn current(&self) -> Revision {
+        self.current
+    }
+
+    pub(crate) fn compacted(&self) -> Revision {
+        self.compacted
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Option<(Revision, &V)> {
+        let newest = &self.keys.get(key)?.newest;
+        newest.value.as_ref().map(|value| (newest.revision, value))
+    }
+
+    /// Checks that the store can be read at `revision`.
+    pub(crate) fn check_readable(&self, revision: Revision) -> Result<(), StorageError> {
+        if revision > self.current {
+            return Err(StorageError::FutureRevision { requested: revision, current: self.current });
+        }
+        if revision < self.compacted {
+            return Err(StorageError::Compacted { requested: revision, oldest: self.compacted });
+        }
+        Ok(())
+    }
+
+    /// Adds a change at a revision after `current`. Returns what the key was before.
+    pub(crate) fn apply(&mut self, key: &str, revision: Revision, value: Option<V>) -> Option<(Revision, V)> {
+        debug_assert!(revision > self.current, "changes come in order");
+        self.current = revision;
+        let version = Version { revision, value };
+        let shared = self.keys.get_key_value(key).map_or_else(|| Arc::from(key), |(known, _)| known.clone());
+        self.history.push_back((revision, shared.clone()));
+        match self.keys.get_mut(&*shared) {
+            Some(versions) => {
+                let before = std::mem::replace(&mut versions.newest, version);
+                versions.older.push(before.clone());
+                before.value.map(|value| (before.revision, value))
+            }
+            None => {
+                self.keys.insert(shared, Versions { newest: version, older: Vec::new() });
+                None
+            }
+        }
+    }
+
+    /// The keys of `range` as they were at `at`, at most `max` of them.
+    pub(crate) fn scan(&self, prefix: &str, after: Option<&str>, at: Revision, max: usize) -> Vec<Visible<V>> {
+        self.visible(prefix, after, at)
+            .take(max)
+            .map(|(key, version, value)| Visible { key: key.clone(), revision: version.revision, value: value.clone() })
+            .collect()
+    }
+
+    pub(crate) fn count(&self, prefix: &str, after: Option<&str>, at: Revision) -> u64 {
+        self.visible(prefix, after, at).count() as u64
+    }
+
+    /// A whole page in one step.
+    pub(crate) fn page(&self, range: &ListRange) -> Result<(Vec<Visible<V>>, Revision, u64), StorageError> {
+        let at = range.at.unwrap_or(self.current);
+        self.check_readable(at)?;
+        let max = if range.limit == 0 { usize::MAX } else { range.limit };
+        let items = self.scan(&range.prefix, range.after.as_deref(), at, max);
+        let remaining = match items.last() {
+            Some(last) if items.len() == max => self.count(&range.prefix, Some(&last.key), at),
+            _ => 0,
+        };
+        Ok((items, at, remaining))
+    }
+
+    fn visible<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+        at: Revision,
+    ) -> impl Iterator<Item = (&'a Arc<str>, &'a Version<V>, &'a V)> {
+        let start = match after {
+            Some(after) if after >= prefix => Bound::Excluded(after),
+            _ => Bound::Included(prefix),
+        };
+        self.keys
+            .range::<str, _>((start, Bound::Unbounded))
+            .take_while(move |(key, _)| key.starts_with(prefix))
+            .filter_map(move |(key, versions)| {
+                let version = versions.at(at)?;
+                version.value.as_ref().map(|value| (key, version, value))
+            })
+    }
+
+    /// The changes after `after` under `prefix`. Looks at no more than `budget` changes.
+    pub(crate) fn replay(&self, prefix: &str, after: Revision, budget: usize) -> Result<Replay<V>, StorageError> {
+        self.check_readable(after)?;
+        let start = self.history.partition_point(|(revision, _)| *revision <= after);
+        let mut changes = Vec::new();
+        let mut through = self.current;
+        for (looked_at, (revision, key)) in self.history.range(start..).enumerate() {
+            if looked_at >= budget {
+                through = revision.before();
+                break;
+            }
+            if !key.starts_with(prefix) {
+                continue;
+            }
+            if let Some(past) = self.past(key, *revision) {
+                changes.push(past);
+            }
+        }
+        Ok(Replay { changes, through })
+    }
+
+    fn past(&self, key: &Arc<str>, revision: Revision) -> Option<Past<V>> {
+        let versions = self.keys.get(key)?;
+        let version = versions.at(revision)?;
+        debug_assert_eq!(version.revision, revision, "history and versions agree");
+        let previous = versions
+            .at(revision.before())
+            .and_then(|before| before.value.clone().map(|value| (before.revision, value)));
+        Some(Past { key: key.clone(), revision, value: version.value.clone(), previous })
+    }
+
+    /// Announces a compaction. `drop_history` carries it out.
+    pub(crate) fn compact(&mut self, revision: Revision) -> Result<(), StorageError> {
+        if revision > self.current {
+            return Err(StorageError::FutureRevision { requested: revision, current: self.current });
+        }
+        self.compacted = self.compacted.max(revision);
+        Ok(())
+    }
+
+    /// Drops what compaction has made unreachable, looking at no more than `budget` changes. Returns the
+    /// values that were dropped and whether there is more to do.
+    pub(crate) fn drop_history(&mut self, budget: usize) -> (Vec<V>, bool) {
+        let limit = self.pins.keys().next().map_or(self.compacted, |pinned| self.compacted.min(*pinned));
+        let mut dropped = Vec::new();
+        for _ in 0..budget {
+            match self.history.front() {
+                Some((revision, _)) if *revision <= limit => {}
+                _ => {
+                    self.dropped = self.dropped.max(limit);
+                    return (dropped, false);
+                }
+            }
+            if let Some((revision, key)) = self.history.pop_front() {
+                self.dropped = revision;
+                self.forget_before(&key, revision, &mut dropped);
+            }
+        }
+        (dropped, true)
+    }
+
+    /// Forgets the versions of `key` that the change at `revision` replaced, and that change too where it
+    /// was a deletion.
+    fn forget_before(&mut self, key: &Arc<str>, revision: Revision, dropped: &mut Vec<V>) {
+        let Some(versions) = self.keys.get_mut(key) else { return };
+        if versions.newest.revision <= revision {
+            dropped.extend(versions.older.drain(..).filter_map(|version| version.value));
+            if versions.newest.value.is_none() {
+                self.keys.remove(key);
+            } else {
+                versions.older.shrink_to_fit();
+            }
+            return;
+        }
+        let upto = versions.older.partition_point(|version| version.revision < revision);
+        dropped.extend(versions.older.drain(..upto).filter_map(|version| version.value));
+        if versions.older.first().is_some_and(|first| first.revision == revision && first.value.is_none()) {
+            versions.older.remove(0);
+        }
+    }
+
+    /// How many changes history holds.
+    pub(crate) fn history_len(&self) -> usize {
+        self.history.len()
+    }
+}
+
+#[cfg(test)]
+mod tests;
