@@ -1,0 +1,51 @@
+//! Files that are whole or absent: written beside their place, synced, and renamed.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+use crate::PkiError;
+
+/// Only the owner may read.
+pub const PRIVATE: u32 = 0o600;
+/// Certificates are public, but there is no reason to show them around.
+pub const PUBLIC: u32 = 0o644;
+
+/// The content of `path`, or `None` if there is no such file.
+pub fn read(path: &Path) -> Result<Option<String>, PkiError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(PkiError::Read { path: path.to_owned(), source }),
+    }
+}
+
+/// Replaces `path` by `content` in one step: a crash leaves the old file or the new one.
+pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), PkiError> {
+    replace(path, content, mode).map_err(|source| PkiError::Write { path: path.to_owned(), source })
+}
+
+fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    create_folder(folder)?;
+    let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+    name.push(".tmp");
+    let temporary = folder.join(name);
+    // A leftover of a crash may have another mode, and `mode` counts at creation only.
+    if let Err(error) = fs::remove_file(&temporary)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    File::open(folder)?.sync_all()
+}
+
+/// Creates a folder and its parents, closed to others.
+pub fn create_folder(folder: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
