@@ -1,0 +1,4 @@
+//! Tests of the crate as others see it.
+
+mod containerd;
+mod generated;
