@@ -1,10 +1,12 @@
 //! Field paths and validation errors. Validation collects; it does not stop at the first fault.
 //!
-//! Behaves as `k8s.io/apimachinery/pkg/util/validation/field`: the texts are what users and clients read.
+//! Behaves as apimachinery/pkg/util/validation/field, v1.36: the texts are what users and clients read.
 
 use std::fmt;
 
 use serde_json::Value;
+
+use crate::quote::{go_float, go_json, quote};
 
 /// The path of a field inside an object: `spec.containers[0].image`, `metadata.annotations[key]`.
 ///
@@ -66,7 +68,9 @@ pub enum ErrorType {
     NotSupported,
     Forbidden,
     TooLong,
+    TooShort,
     TooMany,
+    TooFew,
     Internal,
     TypeInvalid,
 }
@@ -81,7 +85,9 @@ impl ErrorType {
             Self::NotSupported => "FieldValueNotSupported",
             Self::Forbidden => "FieldValueForbidden",
             Self::TooLong => "FieldValueTooLong",
+            Self::TooShort => "FieldValueTooShort",
             Self::TooMany => "FieldValueTooMany",
+            Self::TooFew => "FieldValueTooFew",
             Self::Internal => "InternalError",
             Self::TypeInvalid => "FieldValueTypeInvalid",
         }
@@ -96,7 +102,9 @@ impl ErrorType {
             Self::NotSupported => "Unsupported value",
             Self::Forbidden => "Forbidden",
             Self::TooLong => "Too long",
+            Self::TooShort => "Too short",
             Self::TooMany => "Too many",
+            Self::TooFew => "Too few",
             Self::Internal => "Internal error",
         }
     }
@@ -107,14 +115,22 @@ impl ErrorType {
 pub struct Error {
     pub kind: ErrorType,
     pub field: String,
-    /// The offending value; shown for every type but Required, Forbidden, TooLong, TooMany and Internal.
-    pub value: Value,
+    /// The offending value; shown for every type but Required, Forbidden, TooLong, TooShort and Internal.
+    /// `None` is not shown either: some values are too long or too secret to repeat.
+    pub value: Option<Value>,
     pub detail: String,
 }
 
 impl Error {
     fn new(kind: ErrorType, path: &Path, value: Value, detail: impl Into<String>) -> Self {
-        Self { kind, field: path.to_string(), value, detail: detail.into() }
+        Self { kind, field: path.to_string(), value: Some(value), detail: detail.into() }
+    }
+
+    /// The same error with the value left out of its text.
+    #[must_use]
+    pub fn omit_value(mut self) -> Self {
+        self.value = None;
+        self
     }
 
     pub fn not_found(path: &Path, value: impl Into<Value>) -> Self {
@@ -139,7 +155,7 @@ impl Error {
 
     /// `valid` is shown quoted, in the given order, as upstream's sorted slices are.
     pub fn not_supported(path: &Path, value: impl Into<Value>, valid: &[&str]) -> Self {
-        let quoted: Vec<String> = valid.iter().map(|value| format!("{value:?}")).collect();
+        let quoted: Vec<String> = valid.iter().map(|value| quote(value).to_string()).collect();
         let detail = if quoted.is_empty() { String::new() } else { format!("supported values: {}", quoted.join(", ")) };
         Self::new(ErrorType::NotSupported, path, value.into(), detail)
     }
@@ -150,23 +166,30 @@ impl Error {
 
     /// `maximum` in bytes; a negative one is not mentioned.
     pub fn too_long(path: &Path, maximum: i64) -> Self {
-        let detail = if maximum >= 0 {
-            let unit = if maximum == 1 { "byte" } else { "bytes" };
-            format!("may not be more than {maximum} {unit}")
-        } else {
-            "value is too long".to_owned()
-        };
+        let detail = limit("may not be more than", maximum, "byte", "value is too long");
         Self::new(ErrorType::TooLong, path, Value::Null, detail)
     }
 
+    /// As [`Self::too_long`], for limits that count characters.
+    pub fn too_long_characters(path: &Path, maximum: i64) -> Self {
+        let detail = limit("may not be more than", maximum, "character", "value is too long");
+        Self::new(ErrorType::TooLong, path, Value::Null, detail)
+    }
+
+    /// `minimum` in characters; a negative one is not mentioned.
+    pub fn too_short(path: &Path, minimum: i64) -> Self {
+        let detail = limit("must be at least", minimum, "character", "value is too short");
+        Self::new(ErrorType::TooShort, path, Value::Null, detail)
+    }
+
     pub fn too_many(path: &Path, actual: usize, maximum: i64) -> Self {
-        let detail = if maximum >= 0 {
-            let unit = if maximum == 1 { "item" } else { "items" };
-            format!("must have at most {maximum} {unit}")
-        } else {
-            "has too many items".to_owned()
-        };
+        let detail = limit("must have at most", maximum, "item", "has too many items");
         Self::new(ErrorType::TooMany, path, Value::from(actual), detail)
+    }
+
+    pub fn too_few(path: &Path, actual: usize, minimum: i64) -> Self {
+        let detail = limit("must have at least", minimum, "item", "has too few items");
+        Self::new(ErrorType::TooFew, path, Value::from(actual), detail)
     }
 
     pub fn internal(path: &Path, detail: impl Into<String>) -> Self {
@@ -176,21 +199,36 @@ impl Error {
     /// The text without the field, as in `details.causes[].message`.
     pub fn body(&self) -> String {
         let text = self.kind.text();
-        let head = match self.kind {
-            ErrorType::Required | ErrorType::Forbidden | ErrorType::TooLong | ErrorType::Internal => text.to_owned(),
-            _ => format!("{text}: {}", go_value(&self.value)),
+        let silent = matches!(
+            self.kind,
+            ErrorType::Required | ErrorType::Forbidden | ErrorType::TooLong | ErrorType::TooShort | ErrorType::Internal
+        );
+        let head = match &self.value {
+            Some(value) if !silent => format!("{text}: {}", go_value(value)),
+            _ => text.to_owned(),
         };
         if self.detail.is_empty() { head } else { format!("{head}: {}", self.detail) }
     }
 }
 
-/// Values print as Go's `%#v` prints them for the types that occur: strings quoted, numbers bare,
-/// objects and lists as JSON.
+/// `must have at most 3 items`, or `otherwise` for a negative limit.
+fn limit(text: &str, limit: i64, unit: &str, otherwise: &str) -> String {
+    match limit {
+        i64::MIN..=-1 => otherwise.to_owned(),
+        1 => format!("{text} 1 {unit}"),
+        _ => format!("{text} {limit} {unit}s"),
+    }
+}
+
+/// Values print as upstream prints them: strings quoted, numbers bare, the rest as JSON.
 fn go_value(value: &Value) -> String {
     match value {
-        Value::Null => "null".to_owned(),
-        Value::String(text) => format!("{text:?}"),
-        other => other.to_string(),
+        Value::String(text) => quote(text).to_string(),
+        Value::Number(number) => match number.as_f64() {
+            Some(float) if number.is_f64() => go_float(float, -4),
+            _ => number.to_string(),
+        },
+        other => go_json(other),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The API's error: `metav1.Status`, with upstream's reasons, codes and message texts. Clients match
 //! on reasons, people on texts.
 //!
-//! Behaves as `k8s.io/apimachinery/pkg/api/errors`.
+//! Behaves as apimachinery/pkg/api/errors, v1.36.
 
 use std::fmt;
 
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::field;
 use crate::gvk::{GroupKind, GroupResource};
+use crate::quote::quote;
 
 /// Why a request failed. Boxed inside, so that results stay small.
 #[derive(Clone, Debug, PartialEq)]
@@ -178,16 +179,32 @@ impl ApiStatus {
     }
 
     pub fn not_found(resource: &GroupResource, name: &str) -> Self {
-        Self::failure(Reason::NotFound, format!("{resource} {name:?} not found")).about(resource, name)
+        Self::failure(Reason::NotFound, format!("{resource} {} not found", quote(name))).about(resource, name)
     }
 
     pub fn already_exists(resource: &GroupResource, name: &str) -> Self {
-        Self::failure(Reason::AlreadyExists, format!("{resource} {name:?} already exists")).about(resource, name)
+        Self::failure(Reason::AlreadyExists, format!("{resource} {} already exists", quote(name))).about(resource, name)
+    }
+
+    /// No free name was found for a `generateName`.
+    pub fn generate_name_conflict(resource: &GroupResource, name: &str, retry_after_seconds: u16) -> Self {
+        let message = format!(
+            "{resource} {} already exists, the server was not able to generate a unique name for the object",
+            quote(name)
+        );
+        Self::failure(Reason::AlreadyExists, message).about(resource, name).retry_after(retry_after_seconds)
+    }
+
+    /// Server-side apply met fields that others own; one cause per field.
+    pub fn apply_conflict(causes: Vec<StatusCause>, message: impl Into<String>) -> Self {
+        let mut status = Self::failure(Reason::Conflict, message);
+        status.details_mut().causes = causes;
+        status
     }
 
     /// `error` says what clashed; see [`OPTIMISTIC_LOCK`] for the usual one.
     pub fn conflict(resource: &GroupResource, name: &str, error: &str) -> Self {
-        let message = format!("Operation cannot be fulfilled on {resource} {name:?}: {error}");
+        let message = format!("Operation cannot be fulfilled on {resource} {}: {error}", quote(name));
         Self::failure(Reason::Conflict, message).about(resource, name)
     }
 
@@ -196,7 +213,7 @@ impl ApiStatus {
         let message = match (resource.resource.is_empty(), name.is_empty()) {
             (true, _) => format!("forbidden: {error}"),
             (false, true) => format!("{resource} is forbidden: {error}"),
-            (false, false) => format!("{resource} {name:?} is forbidden: {error}"),
+            (false, false) => format!("{resource} {} is forbidden: {error}", quote(name)),
         };
         Self::failure(Reason::Forbidden, message).about(resource, name)
     }
@@ -204,9 +221,9 @@ impl ApiStatus {
     pub fn invalid(kind: &GroupKind, name: &str, errors: &[field::Error]) -> Self {
         let text = field::aggregate(errors);
         let message = if text.is_empty() {
-            format!("{kind} {name:?} is invalid")
+            format!("{kind} {} is invalid", quote(name))
         } else {
-            format!("{kind} {name:?} is invalid: {text}")
+            format!("{kind} {} is invalid: {text}", quote(name))
         };
         let mut status = Self::failure(Reason::Invalid, message);
         let details = status.details_mut();
@@ -233,7 +250,7 @@ impl ApiStatus {
     }
 
     pub fn method_not_supported(resource: &GroupResource, action: &str) -> Self {
-        let message = format!("{action} is not supported on resources of kind {:?}", resource.to_string());
+        let message = format!("{action} is not supported on resources of kind {}", quote(&resource.to_string()));
         Self::failure(Reason::MethodNotAllowed, message).about(resource, "")
     }
 
@@ -242,7 +259,7 @@ impl ApiStatus {
     }
 
     pub fn too_large_resource_version(requested: u64, current: u64, retry_after_seconds: u16) -> Self {
-        let message = format!("Too large resource version: {requested}, current: {current}");
+        let message = format!("Timeout: Too large resource version: {requested}, current: {current}");
         let mut status = Self::failure(Reason::Timeout, message);
         let details = status.details_mut();
         details.retry_after_seconds = retry_after_seconds;
@@ -262,8 +279,9 @@ impl ApiStatus {
         Self::failure(Reason::ServiceUnavailable, message)
     }
 
-    pub fn timeout(message: impl Into<String>, retry_after_seconds: u16) -> Self {
-        Self::failure(Reason::Timeout, message).retry_after(retry_after_seconds)
+    /// The text is prefixed with `Timeout: `.
+    pub fn timeout(message: impl fmt::Display, retry_after_seconds: u16) -> Self {
+        Self::failure(Reason::Timeout, format!("Timeout: {message}")).retry_after(retry_after_seconds)
     }
 
     pub fn server_timeout(resource: &GroupResource, operation: &str, retry_after_seconds: u16) -> Self {
@@ -286,8 +304,9 @@ impl ApiStatus {
         )
     }
 
-    pub fn request_entity_too_large(message: impl Into<String>) -> Self {
-        Self::failure(Reason::RequestEntityTooLarge, message)
+    /// The text is prefixed with `Request entity too large: `, as in `... limit is 3145728`.
+    pub fn request_entity_too_large(message: impl fmt::Display) -> Self {
+        Self::failure(Reason::RequestEntityTooLarge, format!("Request entity too large: {message}"))
     }
 
     pub fn not_acceptable(message: impl Into<String>) -> Self {
