@@ -5,6 +5,7 @@
 
 pub mod draft;
 pub mod kind;
+mod kinds;
 pub mod object;
 pub mod resource;
 
