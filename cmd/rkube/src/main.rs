@@ -1,2 +1,116 @@
 //! The rkube binary: flags, configuration, logging, signals, exit codes.
-fn main() {}
+//!
+//! Exit codes: 0 after a requested stop, 1 after a failure, 2 for wrong flags or settings.
+
+mod arguments;
+mod config;
+mod logging;
+mod settings;
+mod values;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::ArgMatches;
+use rkube_apimachinery::chain::chain;
+use rkube_apimachinery::clock::SystemClock;
+use settings::Roles;
+use tokio::signal::unix::{SignalKind, signal};
+use values::{SettingsError, Values};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const WRONG_SETTINGS: u8 = 2;
+
+fn main() -> ExitCode {
+    let matches = arguments::command().get_matches();
+    match matches.subcommand() {
+        Some(("server", flags)) => run(Roles::Server, flags),
+        Some(("agent", flags)) => run(Roles::Agent, flags),
+        Some(("version", _)) => print(&format!("rkube {}\n", rkube_daemons::version::BUILD)),
+        Some(("completion", flags)) => completion(flags),
+        Some(("reference", _)) => print(&arguments::reference()),
+        _ => ExitCode::from(WRONG_SETTINGS),
+    }
+}
+
+fn run(role: Roles, flags: &ArgMatches) -> ExitCode {
+    let environment: BTreeMap<_, _> = std::env::vars_os().collect();
+    let values = match Values::collect(role, flags, &environment) {
+        Ok(values) => values,
+        Err(error) => return wrong_settings(&error),
+    };
+    let start = match logging::start(&values).and_then(|_| start(role, &values)) {
+        Ok(start) => start,
+        Err(error) => return wrong_settings(&error),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error),
+    };
+    match runtime.block_on(start()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(error.as_ref()),
+    }
+}
+
+type RunError = Box<dyn std::error::Error + Send + Sync>;
+type Start = Box<dyn FnOnce() -> std::pin::Pin<Box<dyn Future<Output = Result<(), RunError>>>>>;
+
+/// Checks the configuration and returns what runs it.
+fn start(role: Roles, values: &Values) -> Result<Start, SettingsError> {
+    let clock = SystemClock::shared();
+    match role {
+        Roles::Agent => {
+            let config = config::agent(values)?;
+            Ok(Box::new(move || Box::pin(async move { rkube_daemons::agent::run(config, clock, stop()?).await })))
+        }
+        Roles::Server | Roles::Both => {
+            let config = config::server(values)?;
+            Ok(Box::new(move || Box::pin(async move { rkube_daemons::server::run(config, clock, stop()?).await })))
+        }
+    }
+}
+
+/// Resolves at the first SIGTERM or SIGINT. A second one ends the process at once, as the default does.
+fn stop() -> std::io::Result<impl Future<Output = ()> + Send> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("Stopping");
+        rkube_daemons::notify::notify(rkube_daemons::notify::STOPPING);
+    })
+}
+
+fn completion(flags: &ArgMatches) -> ExitCode {
+    let Some(shell) = flags.get_one::<clap_complete::Shell>("shell") else { return ExitCode::from(WRONG_SETTINGS) };
+    let mut script = Vec::new();
+    clap_complete::generate(*shell, &mut arguments::command(), "rkube", &mut script);
+    print(&String::from_utf8_lossy(&script))
+}
+
+/// A reader that closed the pipe has read enough.
+fn print(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => failed(&error),
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+#[allow(clippy::print_stderr, reason = "the last word of a process that could not start")]
+fn wrong_settings(error: &SettingsError) -> ExitCode {
+    eprintln!("rkube: {}", chain(error));
+    ExitCode::from(WRONG_SETTINGS)
+}
+
+#[allow(clippy::print_stderr, reason = "the last word of a process that failed")]
+fn failed(error: &(dyn std::error::Error + 'static)) -> ExitCode {
+    eprintln!("rkube: {}", chain(error));
+    ExitCode::FAILURE
+}
