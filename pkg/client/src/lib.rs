@@ -3,6 +3,7 @@
 //!
 //! Behaves as `k8s.io/client-go` of v1.36.
 
+pub mod decode;
 pub mod transport;
 
 pub mod api;

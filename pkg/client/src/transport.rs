@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use rkube_api::StoredObject;
-use rkube_api::resource::SharedResource;
+pub use rkube_api::resource::SharedResource;
 use rkube_apimachinery::status::ApiStatus;
 
 /// A way to reach an API server with one identity.
