@@ -1,1 +1,3 @@
 //! The request chain: negotiation, authentication, authorization, admission, discovery, OpenAPI, streaming proxies.
+
+pub mod rbac;

@@ -1,0 +1,10 @@
+//! Role-based access control: rules, who has them, and the ones every cluster starts with.
+//!
+//! Pure: [`Policy`] is built from the four kinds of objects and answers from memory. The authorizer
+//! rebuilds it when one of them changes.
+
+pub mod bootstrap;
+pub mod policy;
+pub mod rule;
+
+pub use policy::{Policy, Request, Subjects};
