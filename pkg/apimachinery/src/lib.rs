@@ -14,6 +14,7 @@ pub mod key;
 pub mod labels;
 pub mod meta;
 pub mod names;
+pub mod patch;
 pub mod quantity;
 pub mod quote;
 pub mod random;
@@ -21,3 +22,6 @@ pub mod schema;
 pub mod status;
 pub mod task;
 pub mod time;
+
+#[cfg(test)]
+mod testing;

@@ -113,6 +113,63 @@ fn write_json_string(text: &str, out: &mut String) {
     out.push('"');
 }
 
+/// A value as Go's `%v` prints decoded JSON: `map[a:1 b:[x y]]`, `<nil>`.
+pub fn go_print(value: &serde_json::Value) -> String {
+    let mut out = String::new();
+    print(value, &mut out);
+    out
+}
+
+fn print(value: &serde_json::Value, out: &mut String) {
+    use serde_json::Value;
+    match value {
+        Value::Null => out.push_str("<nil>"),
+        Value::Bool(flag) => out.push_str(if *flag { "true" } else { "false" }),
+        Value::Number(number) => match number.as_f64() {
+            Some(float) if number.is_f64() => out.push_str(&go_float(float, -4)),
+            _ => {
+                let _ = write!(out, "{number}");
+            }
+        },
+        Value::String(text) => out.push_str(text),
+        Value::Array(items) => {
+            out.push('[');
+            for (index, item) in items.iter().enumerate() {
+                if index > 0 {
+                    out.push(' ');
+                }
+                print(item, out);
+            }
+            out.push(']');
+        }
+        Value::Object(fields) => {
+            out.push_str("map[");
+            for (index, (name, item)) in fields.iter().enumerate() {
+                if index > 0 {
+                    out.push(' ');
+                }
+                out.push_str(name);
+                out.push(':');
+                print(item, out);
+            }
+            out.push(']');
+        }
+    }
+}
+
+/// What Go's JSON decoder calls the type of a value.
+pub fn go_json_kind(value: &serde_json::Value) -> &'static str {
+    use serde_json::Value;
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
 /// A float in Go's shortest form: plain between `10^low_exponent` and `10^21`, with an exponent outside.
 /// `%v` has -4 for the lower bound, JSON has -6.
 pub fn go_float(float: f64, low_exponent: i32) -> String {

@@ -241,6 +241,14 @@ impl ApiStatus {
         status
     }
 
+    /// A patch that parses and does not apply. Upstream does not say why.
+    pub fn unprocessable_patch() -> Self {
+        let message = "the server rejected our request due to an error in our request";
+        let mut status = Self::failure(Reason::Invalid, message);
+        status.details_mut();
+        status
+    }
+
     pub fn bad_request(message: impl Into<String>) -> Self {
         Self::failure(Reason::BadRequest, message)
     }
