@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
+use rkube_apimachinery::status::ApiStatus;
 
-use crate::admission::Admission;
+use crate::admission::{Admission, Attributes};
 
 /// Everything about a request that is not its target, its body or its options.
 pub struct RequestContext {
@@ -15,10 +17,18 @@ pub struct RequestContext {
     pub default_field_manager: String,
     /// The chain every write passes.
     pub admission: Arc<dyn Admission>,
+    /// Asked before a PUT or an apply creates an object: the caller was authorized to update or patch.
+    /// `None`: creating is allowed.
+    pub create_authorizer: Option<Arc<dyn CreateAuthorizer>>,
     /// When the caller gives up, by the registry clock's `monotonic`. Waits for freshness end then.
     pub deadline: Option<Duration>,
     warnings: Mutex<Vec<String>>,
     audit_annotations: Mutex<BTreeMap<String, String>>,
+}
+
+/// Decides whether the caller may also create what it replaces or applies.
+pub trait CreateAuthorizer: Send + Sync + 'static {
+    fn authorize_create<'a>(&'a self, attributes: &'a Attributes) -> BoxFuture<'a, Result<(), ApiStatus>>;
 }
 
 /// The authenticated user.
@@ -36,6 +46,7 @@ impl RequestContext {
             user,
             default_field_manager: String::new(),
             admission,
+            create_authorizer: None,
             deadline: None,
             warnings: Mutex::default(),
             audit_annotations: Mutex::default(),

@@ -7,9 +7,16 @@
 //! **Invariant:** this crate knows no HTTP. Nothing outside it touches storage.
 
 pub mod admission;
+mod cache;
 pub mod context;
+mod encode;
+mod hooks;
+mod managed;
+mod metadata;
+pub mod metrics;
 pub mod options;
 pub mod registry;
+mod selector;
 pub mod store;
 pub mod strategy;
 

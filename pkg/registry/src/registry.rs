@@ -6,13 +6,22 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
-use rand::rngs::StdRng;
-use rkube_api::resource::SharedResource;
+use parking_lot::Mutex;
+use rkube_api::resource::{SelectableField, SharedResource};
 use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::gvk::GroupVersionResource;
+use rkube_apimachinery::random::SharedRandom;
+use rkube_apimachinery::task;
 use rkube_storage::{Storage, StorageError};
+use tokio::sync::oneshot;
+use tracing::info_span;
 
+use crate::cache::Cache;
+use crate::cache::feed::{Feed, ROOT, Routes};
+use crate::hooks::{Hooks, NoHooks};
+use crate::metrics::RegistryMetrics;
 use crate::store::Store;
+use crate::store::core::Core;
 use crate::strategy::{Registration, SharedStrategy};
 
 /// What the registry is told at start.
@@ -30,6 +39,19 @@ pub struct Config {
     pub compaction_interval: Duration,
 }
 
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            resources: Vec::new(),
+            strategies: crate::strategy::strategies(),
+            service_cidrs: Vec::new(),
+            node_ports: (30_000, 32_767),
+            event_ttl: Duration::from_secs(3600),
+            compaction_interval: Duration::from_secs(300),
+        }
+    }
+}
+
 /// Why the registry could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
@@ -44,14 +66,32 @@ pub enum RegistryError {
 }
 
 /// The strategies of a resource that is added at run time.
+#[derive(Clone)]
 pub struct RuntimeStrategies {
     pub main: SharedStrategy,
     pub subresources: Vec<(&'static str, SharedStrategy)>,
 }
 
+/// What all stores share.
+pub(crate) struct Shared {
+    pub(crate) storage: Arc<dyn Storage>,
+    pub(crate) clock: SharedClock,
+    pub(crate) random: SharedRandom,
+    pub(crate) feed: Arc<Feed>,
+    pub(crate) metrics: RegistryMetrics,
+}
+
+type Stores = HashMap<GroupVersionResource, Store>;
+
 /// All stores.
 pub struct Registry {
-    stores: ArcSwap<HashMap<GroupVersionResource, Store>>,
+    shared: Arc<Shared>,
+    routes: Arc<Routes>,
+    stores: ArcSwap<Stores>,
+    /// Adding and removing are one at a time.
+    changing: tokio::sync::Mutex<()>,
+    /// Ends the feed when dropped.
+    stop: Mutex<Option<oneshot::Sender<()>>>,
 }
 
 impl Registry {
@@ -59,11 +99,32 @@ impl Registry {
     pub async fn new(
         storage: Arc<dyn Storage>,
         clock: SharedClock,
-        random: StdRng,
+        random: SharedRandom,
         config: Config,
     ) -> Result<Arc<Self>, RegistryError> {
-        let _ = (storage, clock, random, config);
-        Ok(Arc::new(Self { stores: ArcSwap::default() }))
+        let routes = Arc::new(Routes::default());
+        let groups = by_storage(config.resources);
+        for rows in &groups {
+            routes.insert(new_cache(rows, &clock));
+        }
+        let (feed, runner) = Feed::start(storage.clone(), routes.clone(), clock.clone())
+            .await
+            .map_err(|source| RegistryError::Load { prefix: ROOT.to_owned(), source })?;
+        let shared = Arc::new(Shared { storage, clock, random, feed, metrics: RegistryMetrics::default() });
+        let mut stores = Stores::new();
+        for rows in groups {
+            let strategies = strategies_of(&rows, &config.strategies)?;
+            add_stores(&mut stores, &shared, &routes, rows, strategies);
+        }
+        let (stop, stopped) = oneshot::channel();
+        task::spawn(info_span!("watch-cache"), runner.run(stopped));
+        Ok(Arc::new(Self {
+            shared,
+            routes,
+            stores: ArcSwap::from_pointee(stores),
+            changing: tokio::sync::Mutex::default(),
+            stop: Mutex::new(Some(stop)),
+        }))
     }
 
     pub fn store(&self, resource: &GroupVersionResource) -> Option<Store> {
@@ -78,12 +139,139 @@ impl Registry {
     /// Serves all versions of a resource, loading what is stored of it. Rows that are served already are
     /// replaced; watches of theirs go on when the storage prefix is the same.
     pub async fn add(&self, rows: Vec<SharedResource>, strategies: RuntimeStrategies) -> Result<(), RegistryError> {
-        let _ = (rows, strategies);
+        let _changing = self.changing.lock().await;
+        let mut stores = Stores::clone(&self.stores.load());
+        for rows in by_storage(rows) {
+            let prefix = prefix_of(&rows);
+            if self.routes.get(&prefix).is_none() {
+                let cache = new_cache(&rows, &self.shared.clock);
+                self.routes.insert(cache.clone());
+                if let Err(source) = self.shared.feed.load(cache).await {
+                    self.routes.remove(&prefix);
+                    return Err(RegistryError::Load { prefix, source });
+                }
+            }
+            add_stores(&mut stores, &self.shared, &self.routes, rows, strategies.clone());
+        }
+        self.stores.store(Arc::new(stores));
         Ok(())
     }
 
     /// Stops serving a resource in all versions and ends its watches. Its objects stay in storage.
-    pub fn remove(&self, group: &str, plural: &str) {
-        let _ = (group, plural);
+    pub async fn remove(&self, group: &str, plural: &str) {
+        let _changing = self.changing.lock().await;
+        let mut stores = Stores::clone(&self.stores.load());
+        let mut prefixes = Vec::new();
+        stores.retain(|resource, store| {
+            let goes = resource.group == group && resource.resource == plural;
+            if goes {
+                prefixes.push(store.core().cache.prefix().to_owned());
+            }
+            !goes
+        });
+        self.stores.store(Arc::new(stores));
+        for prefix in prefixes {
+            if let Some(cache) = self.routes.remove(&prefix) {
+                cache.close();
+            }
+        }
+    }
+
+    /// Adds the registry's metrics to the server's.
+    pub fn register_metrics(&self, metrics: &mut prometheus_client::registry::Registry) {
+        self.shared.metrics.register(metrics);
+    }
+
+    /// Brings gauges up to date. Call before metrics are encoded.
+    pub fn update_metrics(&self) {
+        self.shared.metrics.update(self.stores.load().values());
+    }
+
+    /// Ends the feed, all watches and all background work.
+    pub fn shutdown(&self) {
+        self.stop.lock().take();
+    }
+}
+
+/// Groups rows that share storage: the versions of one resource.
+fn by_storage(rows: Vec<SharedResource>) -> Vec<Vec<SharedResource>> {
+    let mut groups: Vec<Vec<SharedResource>> = Vec::new();
+    for row in rows {
+        let Some(stored) = &row.stored_as else {
+            continue;
+        };
+        let same = |group: &&mut Vec<SharedResource>| {
+            group.first().and_then(|first| first.stored_as.as_ref()).is_some_and(|other| other.prefix == stored.prefix)
+        };
+        match groups.iter_mut().find(same) {
+            Some(group) => group.push(row),
+            None => groups.push(vec![row]),
+        }
+    }
+    groups
+}
+
+fn prefix_of(rows: &[SharedResource]) -> String {
+    let prefix = rows.first().and_then(|row| row.stored_as.as_ref()).map_or("", |stored| stored.prefix.as_ref());
+    format!("{ROOT}{prefix}/")
+}
+
+/// The selectable fields of all versions, each path once.
+fn fields_of(rows: &[SharedResource]) -> Vec<SelectableField> {
+    let mut fields: Vec<SelectableField> = Vec::new();
+    for field in rows.iter().flat_map(|row| row.selectable_fields.iter()) {
+        if fields.iter().all(|known| known.path != field.path) {
+            fields.push(field.clone());
+        }
+    }
+    fields
+}
+
+fn new_cache(rows: &[SharedResource], clock: &SharedClock) -> Arc<Cache> {
+    let namespaced = rows.first().is_some_and(|row| row.namespaced);
+    Arc::new(Cache::new(prefix_of(rows), namespaced, &fields_of(rows), clock.clone()))
+}
+
+fn strategies_of(rows: &[SharedResource], table: &[Registration]) -> Result<RuntimeStrategies, RegistryError> {
+    let registered = rows.iter().find_map(|row| {
+        table.iter().find(|registration| registration.group == row.group && registration.plural == row.plural)
+    });
+    match (registered, rows.first()) {
+        (Some(registration), _) => {
+            Ok(RuntimeStrategies { main: registration.main.clone(), subresources: registration.subresources.clone() })
+        }
+        (None, Some(row)) => {
+            Err(RegistryError::NoStrategy { group: row.group.to_string(), plural: row.plural.to_string() })
+        }
+        (None, None) => Err(RegistryError::NoStrategy { group: String::new(), plural: String::new() }),
+    }
+}
+
+fn add_stores(
+    stores: &mut Stores,
+    shared: &Arc<Shared>,
+    routes: &Routes,
+    rows: Vec<SharedResource>,
+    strategies: RuntimeStrategies,
+) {
+    let Some(cache) = routes.get(&prefix_of(&rows)) else {
+        return;
+    };
+    let Some((row, stored)) = rows.first().and_then(|row| Some((row, row.stored_as.clone()?))) else {
+        return;
+    };
+    let hooks: Arc<dyn Hooks> = Arc::new(NoHooks);
+    let core = Arc::new(Core {
+        shared: shared.clone(),
+        cache,
+        stored,
+        namespaced: row.namespaced,
+        fields: fields_of(&rows),
+        strategy: strategies.main,
+        subresources: strategies.subresources.into_iter().collect(),
+        hooks,
+    });
+    for row in rows {
+        stores.insert(row.gvr(), Store::new(row, core.clone()));
     }
 }

@@ -2,18 +2,30 @@
 //!
 //! Behaves as `apiserver/pkg/registry/generic/registry/store.go`, v1.36.
 
+pub(crate) mod convert;
+pub(crate) mod core;
+mod delete;
+mod patch;
+mod read;
 pub mod watch;
+mod write;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use rkube_api::StoredObject;
+use rkube_api::draft::Draft;
 use rkube_api::resource::SharedResource;
+use rkube_apimachinery::key::ObjectKey;
 use rkube_apimachinery::status::{ApiStatus, Status};
 use serde_json::Value;
 
+use crate::admission::{Attributes, Operation, OperationOptions};
 use crate::context::RequestContext;
 use crate::options::{CreateOptions, DeleteOptions, GetOptions, ListOptions, PatchOptions, UpdateOptions};
+
+use convert::Version;
+use core::Core;
 
 pub use watch::{WatchEvent, Watcher};
 
@@ -22,6 +34,8 @@ pub use watch::{WatchEvent, Watcher};
 #[derive(Clone)]
 pub struct Store {
     row: SharedResource,
+    version: Version,
+    core: Arc<Core>,
 }
 
 /// What a request is about.
@@ -92,8 +106,17 @@ pub enum Patch {
 }
 
 impl Store {
+    pub(crate) fn new(row: SharedResource, core: Arc<Core>) -> Self {
+        let version = Version::new(&row, &core.stored);
+        Self { row, version, core }
+    }
+
     pub fn resource(&self) -> &SharedResource {
         &self.row
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
     }
 
     /// Reads an object, or a subresource that can be read (`status`, `scale`).
@@ -103,7 +126,7 @@ impl Store {
         target: &Target,
         options: &GetOptions,
     ) -> Result<Arc<StoredObject>, ApiStatus> {
-        Err(self.unimplemented(context, target, options))
+        self.get_object(context, target, options).await
     }
 
     /// Lists a namespace, or everything for an empty `namespace`.
@@ -113,7 +136,7 @@ impl Store {
         namespace: &str,
         options: &ListOptions,
     ) -> Result<ListPage, ApiStatus> {
-        Err(self.unimplemented(context, namespace, options))
+        self.list_objects(context, namespace, options).await
     }
 
     /// Watches a namespace, or everything for an empty `namespace`. A version that is too old ends the
@@ -124,7 +147,7 @@ impl Store {
         namespace: &str,
         options: &ListOptions,
     ) -> Result<Watcher, ApiStatus> {
-        Err(self.unimplemented(context, namespace, options))
+        self.watch_objects(context, namespace, options).await
     }
 
     /// Creates an object, or posts to a subresource (`binding`, `eviction`, `token`). `body` has passed
@@ -136,7 +159,7 @@ impl Store {
         body: Value,
         options: &CreateOptions,
     ) -> Result<Answer, ApiStatus> {
-        Err(self.unimplemented(context, target, (body, options)))
+        self.create_object(context, target, body, options).await
     }
 
     /// Replaces an object or a subresource. `body` has passed the schema check.
@@ -147,7 +170,7 @@ impl Store {
         body: Value,
         options: &UpdateOptions,
     ) -> Result<Written, ApiStatus> {
-        Err(self.unimplemented(context, target, (body, options)))
+        self.update_object(context, target, body, options).await
     }
 
     pub async fn patch(
@@ -157,7 +180,7 @@ impl Store {
         patch: Patch,
         options: &PatchOptions,
     ) -> Result<Written, ApiStatus> {
-        Err(self.unimplemented(context, target, (patch, options)))
+        self.patch_object(context, target, patch, options).await
     }
 
     pub async fn delete(
@@ -166,7 +189,7 @@ impl Store {
         target: &Target,
         options: DeleteOptions,
     ) -> Result<Deleted, ApiStatus> {
-        Err(self.unimplemented(context, target, options))
+        self.delete_object(context, target, options).await
     }
 
     /// Deletes what `list` selects and answers with what was deleted.
@@ -177,10 +200,46 @@ impl Store {
         options: DeleteOptions,
         list: &ListOptions,
     ) -> Result<ListPage, ApiStatus> {
-        Err(self.unimplemented(context, namespace, (options, list)))
+        self.delete_objects(context, namespace, options, list).await
     }
 
-    fn unimplemented<A, B>(&self, _: &Arc<RequestContext>, _: A, _: B) -> ApiStatus {
-        ApiStatus::service_unavailable(format!("{} is not served yet", self.row.gvr()))
+    pub(crate) fn key(&self, target: &Target) -> ObjectKey {
+        let namespace = if self.core.namespaced { target.namespace.clone() } else { Arc::from("") };
+        ObjectKey::new(namespace, target.name.clone())
+    }
+
+    pub(crate) fn no_subresource(&self, name: &str) -> ApiStatus {
+        let resource = self.row.group_resource();
+        ApiStatus::method_not_supported(&resource, &format!("{name} of this resource: writing"))
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "attributes are this many independent facts")]
+    pub(crate) fn attributes(
+        &self,
+        context: &Arc<RequestContext>,
+        target: &Target,
+        operation: Operation,
+        name: Arc<str>,
+        object: Option<Draft>,
+        old_object: Option<Arc<StoredObject>>,
+        options: OperationOptions,
+        dry_run: bool,
+    ) -> Attributes {
+        // A request about a namespace is in that namespace, to everybody who decides about it.
+        let is_namespace = self.row.group.is_empty() && self.row.plural == "namespaces";
+        let namespace = if is_namespace { name.clone() } else { target.namespace.clone() };
+        Attributes {
+            operation,
+            resource: self.row.clone(),
+            subresource: target.subresource.clone(),
+            kind: self.version.stored().clone(),
+            namespace,
+            name,
+            object,
+            old_object,
+            options,
+            dry_run,
+            context: context.clone(),
+        }
     }
 }

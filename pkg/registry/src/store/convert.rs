@@ -1,0 +1,76 @@
+//! Between the version a client speaks and the version objects are stored in.
+
+use std::sync::Arc;
+
+use rkube_api::StoredObject;
+use rkube_api::object::Selection;
+use rkube_api::resource::{SharedResource, StoredAs};
+use rkube_apimachinery::gvk::GroupVersionKind;
+use rkube_apimachinery::status::ApiStatus;
+use serde_json::Value;
+
+/// One version of a resource and the version it is stored in.
+#[derive(Clone, Debug)]
+pub(crate) struct Version {
+    requested: GroupVersionKind,
+    stored: GroupVersionKind,
+}
+
+impl Version {
+    pub(crate) fn new(row: &SharedResource, stored: &StoredAs) -> Self {
+        let stored = GroupVersionKind::new(stored.group.as_ref(), stored.version.as_ref(), stored.kind.as_ref());
+        Self { requested: row.gvk(), stored }
+    }
+
+    pub(crate) fn is_stored(&self) -> bool {
+        self.requested == self.stored
+    }
+
+    pub(crate) fn stored(&self) -> &GroupVersionKind {
+        &self.stored
+    }
+
+    /// A client's object in the stored version.
+    pub(crate) fn to_stored(&self, mut value: Value) -> Result<Value, ApiStatus> {
+        if self.is_stored() {
+            stamp(&mut value, &self.stored);
+            return Ok(value);
+        }
+        convert(value, &self.requested, &self.stored)
+    }
+
+    /// A stored object in the client's version, as a tree.
+    pub(crate) fn value_from_stored(&self, object: &StoredObject) -> Result<Value, ApiStatus> {
+        let value = object.value().map_err(|error| ApiStatus::internal(format!("reading {}: {error}", object.key)))?;
+        if self.is_stored() { Ok(value) } else { convert(value, &self.stored, &self.requested) }
+    }
+
+    /// A stored object in the client's version.
+    pub(crate) fn from_stored(&self, object: &Arc<StoredObject>) -> Result<Arc<StoredObject>, ApiStatus> {
+        if self.is_stored() {
+            return Ok(object.clone());
+        }
+        let value = self.value_from_stored(object)?;
+        Ok(Arc::new(object_of(object, &value)?))
+    }
+}
+
+fn stamp(value: &mut Value, gvk: &GroupVersionKind) {
+    if let Some(object) = value.as_object_mut() {
+        object.insert("apiVersion".to_owned(), Value::from(gvk.api_version()));
+        object.insert("kind".to_owned(), Value::from(gvk.kind.as_str()));
+    }
+}
+
+fn convert(mut value: Value, _from: &GroupVersionKind, to: &GroupVersionKind) -> Result<Value, ApiStatus> {
+    stamp(&mut value, to);
+    Ok(value)
+}
+
+/// Another object at the key and revision of `like`.
+pub(crate) fn object_of(like: &StoredObject, value: &Value) -> Result<StoredObject, ApiStatus> {
+    let json =
+        serde_json::to_vec(value).map_err(|error| ApiStatus::internal(format!("writing {}: {error}", like.key)))?;
+    let selection = Selection { uid: like.selection.uid.clone(), ..like.selection.clone() };
+    Ok(StoredObject::new(like.key.clone(), like.revision, json.into(), selection))
+}

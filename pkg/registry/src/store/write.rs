@@ -1,0 +1,564 @@
+//! Creates, replaces and patches objects: the order of steps that every write has.
+//!
+//! In: a body in the client's version. In between: default, own fields, mutating admission, the strategy's
+//! preparation and validation, generic metadata, validating admission. Out: stored bytes.
+//!
+//! Behaves as `apiserver/pkg/registry/rest/{create,update}.go` and `endpoints/handlers/{create,update}.go`,
+//! v1.36.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use rkube_api::StoredObject;
+use rkube_api::draft::Draft;
+use rkube_apimachinery::chain::chain;
+use rkube_apimachinery::field::{Error, ErrorList, Path};
+use rkube_apimachinery::gvk::GroupKind;
+use rkube_apimachinery::key::ObjectKey;
+use rkube_apimachinery::meta::{Meta, MetaMut};
+use rkube_apimachinery::random;
+use rkube_apimachinery::status::{ApiStatus, OPTIMISTIC_LOCK, Reason};
+use rkube_storage::MAX_VALUE_BYTES;
+use serde_json::Value;
+
+use crate::admission::{Attributes, Operation, OperationOptions};
+use crate::context::RequestContext;
+use crate::encode;
+use crate::hooks::Transaction;
+use crate::managed;
+use crate::metadata;
+use crate::options::{CreateOptions, UpdateOptions};
+use crate::store::core::{ChangeMade, Outcome, Updater, decode_status};
+use crate::store::delete::has_spec_finalizers;
+use crate::store::patch::PatchRequest;
+use crate::store::{Answer, Store, Target, Written};
+use crate::strategy::{SharedStrategy, StrategyContext};
+
+/// Attempts at a generated name: with 27^5 suffixes eight in a row clash once in a million names a thousandth
+/// of the time.
+const GENERATED_NAMES_MAX: usize = 8;
+
+/// One write request, as its steps need it.
+pub(crate) struct WriteRequest<'a> {
+    pub(crate) store: &'a Store,
+    pub(crate) context: &'a Arc<RequestContext>,
+    pub(crate) target: &'a Target,
+    /// Of the resource or of the subresource.
+    pub(crate) strategy: &'a SharedStrategy,
+    pub(crate) field_manager: &'a str,
+    pub(crate) dry_run: bool,
+}
+
+impl<'a> WriteRequest<'a> {
+    pub(crate) fn new(
+        store: &'a Store,
+        context: &'a Arc<RequestContext>,
+        target: &'a Target,
+        field_manager: &'a str,
+        dry_run: bool,
+    ) -> Result<Self, ApiStatus> {
+        let strategy = match target.subresource.as_str() {
+            "" => &store.core.strategy,
+            name => store.core.subresources.get(name).ok_or_else(|| store.no_subresource(name))?,
+        };
+        let field_manager = if field_manager.is_empty() { &context.default_field_manager } else { field_manager };
+        Ok(Self { store, context, target, strategy, field_manager, dry_run })
+    }
+
+    pub(crate) fn strategy_context(&self) -> StrategyContext<'a> {
+        StrategyContext {
+            request: self.context,
+            resource: &self.store.row,
+            namespace: &self.target.namespace,
+            now: self.store.core.shared.clock.now(),
+        }
+    }
+
+    pub(crate) fn managed(&self) -> managed::Write<'a> {
+        managed::Write {
+            manager: self.field_manager,
+            subresource: &self.target.subresource,
+            reset: self.strategy.reset_fields(),
+        }
+    }
+
+    pub(crate) fn attributes(
+        &self,
+        operation: Operation,
+        name: Arc<str>,
+        object: Option<Draft>,
+        old_object: Option<Arc<StoredObject>>,
+        options: OperationOptions,
+    ) -> Attributes {
+        self.store.attributes(self.context, self.target, operation, name, object, old_object, options, self.dry_run)
+    }
+
+    fn invalid(&self, name: &str, errors: &ErrorList) -> ApiStatus {
+        ApiStatus::invalid(&self.store.core.group_kind(), name, errors)
+    }
+
+    /// Fills in what a client may leave out. The result is JSON again: field ownership is counted on it.
+    pub(crate) fn default(&self, value: Value) -> Result<Value, ApiStatus> {
+        let mut draft = Draft::new(value);
+        // Defaults are the kind's, whichever subresource is written.
+        self.store.core.strategy.default(&mut draft).map_err(|error| decode_status(&error))?;
+        Ok(draft.into_value())
+    }
+
+    /// Mutating admission, for a body in the stored version.
+    pub(crate) async fn admit(&self, attributes: &mut Attributes) -> Result<Value, ApiStatus> {
+        self.context.admission.admit(attributes).await?;
+        let mut value = take(attributes)?.into_value();
+        if let Some(warning) = metadata::dedup_owner_references(&mut value, true) {
+            self.context.warn(warning);
+        }
+        Ok(value)
+    }
+
+    /// Everything between mutating admission and storage, for a new object.
+    async fn build_new(&self, mut value: Value, attributes: &mut Attributes) -> Result<Built, ApiStatus> {
+        let core = &self.store.core;
+        let shared = &core.shared;
+        value.set_creation_timestamp(Some(shared.clock.now()));
+        value.set_uid(&new_uid(shared.random.as_ref()));
+        let generate_name = value.generate_name();
+        if value.name().is_empty() && !generate_name.is_empty() {
+            let name = random::generate_name(shared.random.as_ref(), generate_name);
+            value.set_name(&name);
+        }
+        metadata::ensure_namespace(&mut value, core.namespaced, &self.target.namespace)?;
+        let metadata_errors = metadata::validate_new(&value, core.namespaced);
+        let key = value.key();
+
+        let mut draft = Draft::new(value);
+        let transaction = core.hooks.begin_create(&mut draft, self.dry_run).await?;
+        let strategy = &core.strategy;
+        let context = self.strategy_context();
+        let typed = |error| decode_status(&error);
+        strategy.prepare_for_create(&context, &mut draft).map_err(typed)?;
+        let errors = strategy.validate(&context, &mut draft).map_err(typed)?;
+        // The kind's own findings come first: they name the rule that applies.
+        let errors = if errors.is_empty() { metadata_errors } else { errors };
+        if !errors.is_empty() {
+            return Err(self.invalid(&key.name, &errors));
+        }
+        for warning in strategy.warnings_on_create(&context, &mut draft).map_err(typed)? {
+            self.context.warn(warning);
+        }
+        strategy.canonicalize(&mut draft).map_err(typed)?;
+
+        attributes.object = Some(draft);
+        attributes.name = key.name.clone();
+        self.context.admission.validate(attributes).await?;
+        let stored = encode_object(take(attributes)?.into_value())?;
+        Ok(Built { key, stored, transaction })
+    }
+
+    /// Everything between mutating admission and storage, for a change.
+    async fn build_update(
+        &self,
+        mut value: Value,
+        old: &Value,
+        existing: &Arc<StoredObject>,
+        attributes: &mut Attributes,
+    ) -> Result<BuiltUpdate, ApiStatus> {
+        let core = &self.store.core;
+        let resource = self.store.row.group_resource();
+        let name = &self.target.name;
+        self.check_version(&mut value, existing)?;
+        metadata::ensure_namespace(&mut value, core.namespaced, &self.target.namespace)?;
+
+        value.set_generation(old.generation());
+        if value.uid().is_empty() {
+            value.set_uid(old.uid());
+        }
+        let keep = |field: &str, value: &mut Value| {
+            if let Some(known) = old.meta_field(field).filter(|known| !known.is_null()) {
+                value.set_meta_field(field, known.clone());
+            }
+        };
+        keep("creationTimestamp", &mut value);
+        keep("deletionTimestamp", &mut value);
+        if value.deletion_grace_period_seconds().is_none() {
+            keep("deletionGracePeriodSeconds", &mut value);
+        }
+        let mut errors = metadata::validate_update(&value, old, core.namespaced);
+
+        let mut draft = Draft::new(value);
+        let transaction = if self.target.subresource.is_empty() {
+            core.hooks.begin_update(&mut draft, existing, self.dry_run).await?
+        } else {
+            None
+        };
+        let strategy = self.strategy;
+        let context = self.strategy_context();
+        let typed = |error| decode_status(&error);
+        strategy.prepare_for_update(&context, &mut draft, existing).map_err(typed)?;
+        errors.extend(strategy.validate_update(&context, &mut draft, existing).map_err(typed)?);
+        if !errors.is_empty() {
+            return Err(self.invalid(name, &without_repeats(errors)));
+        }
+        for warning in strategy.warnings_on_update(&context, &mut draft, existing).map_err(typed)? {
+            self.context.warn(warning);
+        }
+        strategy.canonicalize(&mut draft).map_err(typed)?;
+        managed::ignore_timestamps(draft.value(), old);
+
+        attributes.object = Some(draft);
+        self.context.admission.validate(attributes).await?;
+        let value = take(attributes)?.into_value();
+        if value.name() != &**name {
+            return Err(ApiStatus::conflict(&resource, name, "the name of the object was changed"));
+        }
+        let finished = value.finalizers().next().is_none()
+            && old.is_terminating()
+            && old.deletion_grace_period_seconds().unwrap_or(0) == 0
+            // Only a namespace has finalizers in its spec as well.
+            && !has_spec_finalizers(&value);
+        if finished {
+            return Ok(BuiltUpdate::Finished(value));
+        }
+        Ok(BuiltUpdate::Changed(encode_object(value)?, transaction))
+    }
+
+    /// A version in the body must be the stored one; without one the kind decides whether that is allowed.
+    fn check_version(&self, value: &mut Value, existing: &StoredObject) -> Result<(), ApiStatus> {
+        let name = &self.target.name;
+        let resource = self.store.row.group_resource();
+        let path = Path::new("metadata").child("resourceVersion");
+        let kind = GroupKind::new(resource.group.as_str(), resource.resource.as_str());
+        let given = value.resource_version();
+        let version = match given {
+            "" | "0" => 0,
+            text => text.parse::<u64>().map_err(|_| {
+                let detail = format!("strconv.ParseUint: parsing {text:?}: invalid syntax");
+                ApiStatus::invalid(&kind, name, &[Error::invalid(&path, text, detail)])
+            })?,
+        };
+        if version == 0 && self.strategy.allow_unconditional_update() {
+            value.set_resource_version(&existing.revision.to_string());
+            return Ok(());
+        }
+        if version == 0 {
+            let error = Error::invalid(&path, 0, "must be specified for an update");
+            return Err(ApiStatus::invalid(&kind, name, &[error]));
+        }
+        if version != existing.revision {
+            return Err(ApiStatus::conflict(&resource, name, OPTIMISTIC_LOCK));
+        }
+        Ok(())
+    }
+}
+
+struct Built {
+    key: ObjectKey,
+    stored: Bytes,
+    transaction: Option<Box<dyn Transaction>>,
+}
+
+enum BuiltUpdate {
+    Changed(Bytes, Option<Box<dyn Transaction>>),
+    /// The last finalizer of a deleted object is gone.
+    Finished(Value),
+}
+
+fn take(attributes: &mut Attributes) -> Result<Draft, ApiStatus> {
+    attributes.object.take().ok_or_else(|| ApiStatus::internal("admission removed the object"))
+}
+
+/// Field ownership is given up rather than the write, when that makes the object fit.
+fn encode_object(mut value: Value) -> Result<Bytes, ApiStatus> {
+    let stored = encode::encode(&mut value).map_err(|error| ApiStatus::bad_request(chain(&error).to_string()))?;
+    if stored.len() <= MAX_VALUE_BYTES || value.managed_fields().is_empty() {
+        return Ok(stored);
+    }
+    value.set_managed_fields(Vec::new());
+    encode::encode(&mut value).map_err(|error| ApiStatus::internal(chain(&error)))
+}
+
+/// Generic and kind-specific rules may find the same fault.
+fn without_repeats(errors: ErrorList) -> ErrorList {
+    let mut kept = ErrorList::with_capacity(errors.len());
+    for error in errors {
+        if !kept.contains(&error) {
+            kept.push(error);
+        }
+    }
+    kept
+}
+
+fn new_uid(random: &dyn random::Random) -> String {
+    let (high, low) = (random.next_u64(), random.next_u64());
+    let bytes = (u128::from(high) << 64 | u128::from(low)).to_be_bytes();
+    uuid::Builder::from_random_bytes(bytes).into_uuid().to_string()
+}
+
+impl Store {
+    pub(crate) async fn create_object(
+        &self,
+        context: &Arc<RequestContext>,
+        target: &Target,
+        body: Value,
+        options: &CreateOptions,
+    ) -> Result<Answer, ApiStatus> {
+        options.validate()?;
+        let request = WriteRequest::new(self, context, target, &options.field_manager, options.is_dry_run())?;
+        let mut value = self.version.to_stored(body)?;
+        metadata::wipe_system_fields(&mut value);
+        metadata::ensure_namespace(&mut value, self.core.namespaced, &target.namespace)?;
+        if !matches!(value.resource_version(), "" | "0") {
+            let text = "resourceVersion should not be set on objects to be created";
+            return Err(ApiStatus::failure(Reason::Unknown, text));
+        }
+        if let Some(warning) = metadata::dedup_owner_references(&mut value, false) {
+            context.warn(warning);
+        }
+        let mut value = request.default(value)?;
+        managed::update(None, &mut value, &request.managed());
+
+        let name = Arc::from(value.name());
+        let operation = OperationOptions::Create(options.clone());
+        let mut attributes = request.attributes(Operation::Create, name, Some(Draft::new(value)), None, operation);
+        let value = request.admit(&mut attributes).await?;
+
+        let generated = value.name().is_empty() && !value.generate_name().is_empty();
+        if !generated {
+            return self.create_once(&request, value, &mut attributes).await;
+        }
+        for _ in 1..GENERATED_NAMES_MAX {
+            match self.create_once(&request, value.clone(), &mut attributes).await {
+                Err(status) if status.is_already_exists() => {}
+                other => return other,
+            }
+        }
+        self.create_once(&request, value, &mut attributes).await
+    }
+
+    async fn create_once(
+        &self,
+        request: &WriteRequest<'_>,
+        value: Value,
+        attributes: &mut Attributes,
+    ) -> Result<Answer, ApiStatus> {
+        let generated = !value.generate_name().is_empty();
+        let built = request.build_new(value, attributes).await?;
+        let created = self.core.create(&built.key, built.stored, request.dry_run).await?;
+        match created {
+            Ok(object) => {
+                if let Some(transaction) = built.transaction {
+                    transaction.commit().await;
+                }
+                self.version.from_stored(&object).map(Answer::Object)
+            }
+            Err(existing) => {
+                let resource = self.row.group_resource();
+                let mut status = ApiStatus::already_exists(&resource, &built.key.name);
+                if generated {
+                    let text = format!(
+                        "{resource} {:?} already exists, the server was not able to generate a unique name for the object",
+                        &*built.key.name
+                    );
+                    status = with_message(status, text).retry_after(1);
+                }
+                let deleting = existing.is_some_and(|object| object.value().is_ok_and(|value| value.is_terminating()));
+                if deleting {
+                    let text = format!("object is being deleted: {}", status.message());
+                    status = with_message(status, text);
+                }
+                Err(status)
+            }
+        }
+    }
+
+    pub(crate) async fn update_object(
+        &self,
+        context: &Arc<RequestContext>,
+        target: &Target,
+        body: Value,
+        options: &UpdateOptions,
+    ) -> Result<Written, ApiStatus> {
+        options.validate()?;
+        let request = WriteRequest::new(self, context, target, &options.field_manager, options.is_dry_run())?;
+        let mut value = self.version.to_stored(body)?;
+        metadata::ensure_namespace(&mut value, self.core.namespaced, &target.namespace)?;
+        metadata::check_name(&value, &target.name)?;
+        if let Some(warning) = metadata::dedup_owner_references(&mut value, false) {
+            context.warn(warning);
+        }
+        let value = request.default(value)?;
+        let uid = Some(value.uid().to_owned()).filter(|uid| !uid.is_empty());
+        let allow_create = target.subresource.is_empty() && request.strategy.allow_create_on_update();
+        self.rewrite(request, Source::Put(value), allow_create, uid, options).await
+    }
+
+    /// Replaces or patches, and finishes a deletion if that was the last finalizer.
+    pub(crate) async fn rewrite(
+        &self,
+        request: WriteRequest<'_>,
+        source: Source,
+        allow_create: bool,
+        uid: Option<String>,
+        options: &UpdateOptions,
+    ) -> Result<Written, ApiStatus> {
+        let key = self.key(request.target);
+        let dry_run = request.dry_run;
+        let mut rewrite = Rewrite { request, source, allow_create, uid, options, transaction: None, finished: None };
+        let resource = self.row.group_resource();
+        let updated = self.core.guaranteed_update(&resource, &key, dry_run, &mut rewrite).await?;
+        let mut object = updated.object;
+        match updated.change {
+            ChangeMade::Deleted => {
+                if !dry_run {
+                    self.core.hooks.after_delete(&object).await;
+                }
+                // The client sees what it sent, not the last state with the finalizer.
+                if let Some(value) = rewrite.finished.take() {
+                    object = Arc::new(super::convert::object_of(&object, &value)?);
+                }
+            }
+            ChangeMade::Created | ChangeMade::Updated if !dry_run => {
+                if let Some(transaction) = rewrite.transaction.take() {
+                    transaction.commit().await;
+                }
+            }
+            _ => {}
+        }
+        let object = self.version.from_stored(&object)?;
+        Ok(Written { object, created: updated.change == ChangeMade::Created })
+    }
+}
+
+fn with_message(status: ApiStatus, message: String) -> ApiStatus {
+    let mut status = status.into_status();
+    status.message = message;
+    ApiStatus::from_wire(status)
+}
+
+/// Where the new state comes from.
+pub(crate) enum Source {
+    /// The body of a PUT, in the stored version, with defaults.
+    Put(Value),
+    Patch(PatchRequest),
+    /// A change of one part by the server itself (scale, binding).
+    Change(Box<dyn FnMut(&StoredObject, Value) -> Result<Value, ApiStatus> + Send>),
+}
+
+struct Rewrite<'a> {
+    request: WriteRequest<'a>,
+    source: Source,
+    allow_create: bool,
+    uid: Option<String>,
+    options: &'a UpdateOptions,
+    transaction: Option<Box<dyn Transaction>>,
+    finished: Option<Value>,
+}
+
+impl Updater for Rewrite<'_> {
+    fn update<'a>(&'a mut self, existing: Option<&'a Arc<StoredObject>>) -> BoxFuture<'a, Result<Outcome, ApiStatus>> {
+        Box::pin(async move {
+            self.transaction = None;
+            self.finished = None;
+            self.check_uid(existing)?;
+            match existing {
+                Some(existing) => self.change(existing).await,
+                None if self.allow_create => self.create().await,
+                None => {
+                    let resource = self.request.store.row.group_resource();
+                    Err(ApiStatus::not_found(&resource, &self.request.target.name))
+                }
+            }
+        })
+    }
+}
+
+impl Rewrite<'_> {
+    fn check_uid(&self, existing: Option<&Arc<StoredObject>>) -> Result<(), ApiStatus> {
+        let Some(wanted) = &self.uid else {
+            return Ok(());
+        };
+        let uid = match existing {
+            Some(object) => object.selection.uid.as_str(),
+            None if self.allow_create => "",
+            None => return Ok(()),
+        };
+        if wanted == uid {
+            return Ok(());
+        }
+        let text = format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}");
+        Err(ApiStatus::conflict(&self.request.store.row.group_resource(), &self.request.target.name, &text))
+    }
+
+    async fn change(&mut self, existing: &Arc<StoredObject>) -> Result<Outcome, ApiStatus> {
+        let request = &self.request;
+        let store = request.store;
+        let read = |error| ApiStatus::internal(format!("reading {}: {error}", existing.key));
+        let old = existing.value().map_err(read)?;
+        let managed = request.managed();
+        let new = match &mut self.source {
+            Source::Put(body) => {
+                let mut new = body.clone();
+                managed::update(Some(&old), &mut new, &managed);
+                new
+            }
+            Source::Patch(patch) => {
+                let current = store.version.value_from_stored(existing)?;
+                patch.apply(request, Some((current, &old)))?
+            }
+            Source::Change(change) => {
+                let mut new = change(existing, old.clone())?;
+                managed::update(Some(&old), &mut new, &managed);
+                new
+            }
+        };
+        let options = OperationOptions::Update(self.options.clone());
+        let mut attributes = request.attributes(
+            Operation::Update,
+            request.target.name.clone(),
+            Some(Draft::new(new)),
+            Some(existing.clone()),
+            options,
+        );
+        let new = request.admit(&mut attributes).await?;
+        match request.build_update(new, &old, existing, &mut attributes).await? {
+            BuiltUpdate::Changed(stored, transaction) => {
+                self.transaction = transaction;
+                Ok(Outcome::Put(stored))
+            }
+            BuiltUpdate::Finished(value) => {
+                self.finished = Some(value);
+                Ok(Outcome::Delete)
+            }
+        }
+    }
+
+    async fn create(&mut self) -> Result<Outcome, ApiStatus> {
+        let request = &self.request;
+        let mut new = match &mut self.source {
+            Source::Put(body) => {
+                let mut new = body.clone();
+                managed::update(None, &mut new, &request.managed());
+                new
+            }
+            Source::Patch(patch) => patch.apply(request, None)?,
+            Source::Change(_) => {
+                return Err(ApiStatus::not_found(&request.store.row.group_resource(), &request.target.name));
+            }
+        };
+        new.set_resource_version("");
+        let options = OperationOptions::Create(CreateOptions {
+            dry_run: self.options.dry_run.clone(),
+            field_manager: self.options.field_manager.clone(),
+            field_validation: self.options.field_validation.clone(),
+        });
+        let name = request.target.name.clone();
+        let mut attributes = request.attributes(Operation::Create, name, Some(Draft::new(new)), None, options);
+        let new = request.admit(&mut attributes).await?;
+        if let Some(authorizer) = &request.context.create_authorizer {
+            authorizer.authorize_create(&attributes).await?;
+        }
+        let built = request.build_new(new, &mut attributes).await?;
+        self.transaction = built.transaction;
+        Ok(Outcome::Put(built.stored))
+    }
+}
