@@ -1,5 +1,6 @@
-//! Repository chores: `cargo xtask tidy` checks what the compiler cannot.
+//! Repository chores: `cargo xtask tidy` checks what the compiler cannot, `cargo xtask codegen` makes the API tables.
 
+mod codegen;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
-const USAGE: &str = "usage: cargo xtask tidy";
+const USAGE: &str = "usage: cargo xtask tidy | codegen [--check]";
 
 fn main() -> ExitCode {
     match run() {
@@ -24,6 +25,8 @@ fn run() -> Result<()> {
     let root = root()?;
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["tidy"] => tidy::run(&root),
+        ["codegen"] => codegen::run(&root, false),
+        ["codegen", "--check"] => codegen::run(&root, true),
         _ => bail!(USAGE),
     }
 }

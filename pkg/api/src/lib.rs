@@ -4,10 +4,13 @@
 //! behind [`Kind`]: a decoder per type costs seconds of compile time in every crate that has one.
 
 pub mod draft;
+mod generated;
 pub mod kind;
 mod kinds;
 pub mod object;
 pub mod resource;
+pub mod schema;
+pub mod table;
 
 pub use k8s_openapi::api as k8s;
 pub use k8s_openapi::apiextensions_apiserver as apiextensions;
@@ -15,5 +18,8 @@ pub use k8s_openapi::apimachinery as meta;
 pub use k8s_openapi::kube_aggregator as apiregistration;
 
 pub use kind::Kind;
+pub use kinds::delete_options;
 pub use object::StoredObject;
-pub use resource::Resource;
+pub use resource::{Resource, SharedResource};
+pub use schema::{schema, type_named, type_of};
+pub use table::{by_kind, groups, resource, resource_named, resource_of, resources};

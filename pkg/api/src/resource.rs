@@ -31,6 +31,8 @@ pub struct Resource {
     /// The version objects are stored in, which may be of another group (events). `None` for resources
     /// that are answered and never stored (`subjectaccessreviews`).
     pub stored_as: Option<StoredAs>,
+    /// Discovery's hash of the version objects are stored in; empty for resources that are not stored.
+    pub storage_version_hash: Text,
     /// Fields usable in field selectors beyond `metadata.name` and `metadata.namespace`.
     pub selectable_fields: Cow<'static, [SelectableField]>,
 }
@@ -38,7 +40,8 @@ pub struct Resource {
 /// Where a resource's objects live in storage. All versions of a resource name the same place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredAs {
-    /// The first path segments of the storage key: `apps/deployments`, or `pods` for the core group.
+    /// The first path segments of the storage key, as upstream has them: `deployments`, `services/specs`,
+    /// `apiregistration.k8s.io/apiservices`; `GROUP/PLURAL` for custom resources.
     pub prefix: Text,
     pub group: Text,
     pub version: Text,
@@ -61,7 +64,8 @@ pub struct Subresource {
 pub struct SelectableField {
     /// As written in the selector: `spec.nodeName`, `involvedObject.name`.
     pub label: Text,
-    /// Where the value is in the stored JSON, dot-separated.
+    /// Where the value is in the stored JSON, dot-separated; a number is a position in a list. Places separated
+    /// by `|` are tried in turn until one is not empty. `-` is nowhere: the value is always `zero`.
     pub path: Text,
     /// The text of an absent field: empty, `false` or `0`.
     pub zero: Text,

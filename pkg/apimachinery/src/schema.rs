@@ -114,6 +114,8 @@ pub enum Scalar {
 pub struct Object {
     /// Sorted by JSON name.
     pub fields: Cow<'static, [Field]>,
+    /// Positions in `fields` of those with a protobuf number, in the order they are encoded.
+    pub wire: Cow<'static, [u16]>,
     /// Custom resources: fields outside `fields` are kept (`x-kubernetes-preserve-unknown-fields`).
     pub preserve_unknown: bool,
     /// The struct is one value to server-side apply (`x-kubernetes-map-type: atomic`).
@@ -133,6 +135,9 @@ pub struct Field {
     pub json: Cow<'static, str>,
     /// The protobuf field number; 0 for fields that have none.
     pub number: u32,
+    /// Numbers of the messages the field lies in, outermost first: Go embeds structs whose fields are
+    /// inline in JSON and a message in protobuf (`Volume.volumeSource`). Nearly always empty.
+    pub within: Cow<'static, [u32]>,
     pub ty: TypeId,
     /// In the OpenAPI `required` list.
     pub required: bool,
@@ -149,9 +154,13 @@ pub struct Field {
 pub enum Presence {
     /// A pointer: absent and zero differ; zero is written, nil is not.
     Pointer,
-    /// `omitempty` on a value: zero, empty list and empty map are not written.
+    /// A pointer without `omitempty`: nil is `null` in JSON and absent in protobuf.
+    Nullable,
+    /// `omitempty` on a value: zero, empty list and empty map are not written in JSON. In protobuf
+    /// scalars and structs are written all the same.
     OmitEmpty,
-    /// A value without `omitempty`: always written, in JSON and protobuf.
+    /// A value without `omitempty` (or a struct, on which it has no effect): always written, in JSON (an
+    /// absent list, map or time is `null`) and in protobuf, where only empty lists and maps are not.
     Always,
 }
 
@@ -164,6 +173,8 @@ pub struct List {
     pub patch: PatchStrategy,
     /// Strategic merge patch's single key; empty for lists it does not merge and for lists of scalars.
     pub patch_merge_key: Cow<'static, str>,
+    /// Protobuf puts the list in a message of its own, with the items in field 1 (`ExtraValue`, `Verbs`).
+    pub wrapped: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

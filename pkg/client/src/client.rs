@@ -235,8 +235,11 @@ pub fn escape(text: &str) -> impl std::fmt::Display + '_ {
     utf8_percent_encode(text, UNESCAPED)
 }
 
-/// What a client needs to know of a built-in kind: names and scope. Transports look up the rest.
+/// The row of a built-in kind; for a kind without one (test kinds, kinds only subresources speak) its names and scope.
 pub fn resource_of<K: Kind>() -> SharedResource {
+    if let Some(resource) = rkube_api::resource_of::<K>() {
+        return resource.clone();
+    }
     Arc::new(Resource {
         group: K::GROUP.into(),
         version: K::VERSION.into(),
@@ -250,6 +253,7 @@ pub fn resource_of<K: Kind>() -> SharedResource {
         subresources: (&[]).into(),
         schema: TypeId(u32::MAX),
         stored_as: None,
+        storage_version_hash: "".into(),
         selectable_fields: (&[]).into(),
     })
 }
