@@ -12,6 +12,7 @@ pub mod resource;
 pub mod schema;
 pub mod table;
 
+pub use k8s_openapi::ByteString;
 pub use k8s_openapi::api as k8s;
 pub use k8s_openapi::apiextensions_apiserver as apiextensions;
 pub use k8s_openapi::apimachinery as meta;

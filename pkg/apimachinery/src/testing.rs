@@ -87,7 +87,6 @@ impl Builder {
                 .map(|(name, ty)| Field {
                     json: Cow::Owned(name.clone()),
                     number: 0,
-                    within: Cow::Borrowed(&[]),
                     ty: self.ty(ty),
                     required: ty.get("required").is_some(),
                     presence: Presence::OmitEmpty,
@@ -98,7 +97,6 @@ impl Builder {
             fields.sort_by(|a, b| a.json.cmp(&b.json));
             return Shape::Object(Object {
                 fields: Cow::Owned(fields),
-                wire: Cow::Borrowed(&[]),
                 preserve_unknown: flag("preserve"),
                 atomic: flag("atomic"),
             });
@@ -116,7 +114,6 @@ impl Builder {
         };
         let merge_key = ty.get("mergeKey").and_then(Value::as_str).unwrap_or_default();
         Shape::List(List {
-            wrapped: false,
             item,
             kind,
             patch: strategy(ty.get("patch")),

@@ -1,0 +1,20 @@
+//! Short forms for defaulting.
+
+/// A pointer field in Go: only absence is filled in.
+pub(crate) fn default_to<T>(field: &mut Option<T>, value: T) {
+    field.get_or_insert(value);
+}
+
+/// A text field in Go: absence and emptiness are the same.
+pub(crate) fn text_default(field: &mut Option<String>, value: &str) {
+    if field.as_deref().unwrap_or_default().is_empty() {
+        *field = Some(value.to_owned());
+    }
+}
+
+/// A number in Go: absence and zero are the same.
+pub(crate) fn number_default<T: PartialEq + Default>(field: &mut Option<T>, value: T) {
+    if field.as_ref().is_none_or(|number| *number == T::default()) {
+        *field = Some(value);
+    }
+}
