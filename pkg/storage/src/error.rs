@@ -29,6 +29,9 @@ pub enum StorageError {
     /// The write may or may not have happened.
     #[error("the outcome of the write is unknown")]
     Unknown(#[source] Arc<dyn Error + Send + Sync>),
+    /// Another process has the files open.
+    #[error("the datastore in {path} is in use by process {holder}")]
+    InUse { path: String, holder: String },
     #[error("the datastore is closed")]
     Closed,
 }

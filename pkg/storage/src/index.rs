@@ -16,6 +16,8 @@
 //! **Invariant:** `dropped <= compacted <= current`. Compaction is announced at once and carried out in
 //! bounded steps.
 
+use std::cmp::Ordering;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
@@ -44,6 +46,14 @@ impl<V> Versions<V> {
         }
         let upto = self.older.partition_point(|version| version.revision <= revision);
         upto.checked_sub(1).and_then(|last| self.older.get(last))
+    }
+
+    fn at_mut(&mut self, revision: Revision) -> Option<&mut V> {
+        if self.newest.revision == revision {
+            return self.newest.value.as_mut();
+        }
+        let at = self.older.binary_search_by_key(&revision, |version| version.revision).ok()?;
+        self.older.get_mut(at)?.value.as_mut()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Version<V>> {
@@ -126,23 +136,61 @@ impl<V: Clone> Index<V> {
     }
 
     /// Adds a change at a revision after `current`. Returns what the key was before.
-    pub(crate) fn apply(&mut self, key: &str, revision: Revision, value: Option<V>) -> Option<(Revision, V)> {
+    pub(crate) fn apply(&mut self, key: Arc<str>, revision: Revision, value: Option<V>) -> Option<(Revision, V)> {
         debug_assert!(revision > self.current, "changes come in order");
         self.current = revision;
         let version = Version { revision, value };
-        let shared = self.keys.get_key_value(key).map_or_else(|| Arc::from(key), |(known, _)| known.clone());
-        self.history.push_back((revision, shared.clone()));
-        match self.keys.get_mut(&*shared) {
-            Some(versions) => {
+        match self.keys.entry(key) {
+            Entry::Occupied(mut entry) => {
+                self.history.push_back((revision, entry.key().clone()));
+                let versions = entry.get_mut();
                 let before = std::mem::replace(&mut versions.newest, version);
                 versions.older.push(before.clone());
                 before.value.map(|value| (before.revision, value))
             }
-            None => {
-                self.keys.insert(shared, Versions { newest: version, older: Vec::new() });
+            Entry::Vacant(entry) => {
+                self.history.push_back((revision, entry.key().clone()));
+                entry.insert(Versions { newest: version, older: Vec::new() });
                 None
             }
         }
+    }
+
+    /// The value that `key` got at `revision`, if that version is still kept.
+    pub(crate) fn version(&self, key: &str, revision: Revision) -> Option<&V> {
+        let version = self.keys.get(key)?.at(revision)?;
+        version.value.as_ref().filter(|_| version.revision == revision)
+    }
+
+    /// The value that `key` got at `revision`, to be changed in place.
+    pub(crate) fn version_mut(&mut self, key: &str, revision: Revision) -> Option<&mut V> {
+        self.keys.get_mut(key)?.at_mut(revision)
+    }
+
+    /// Keeps `revision` readable until it is unpinned. The caller has checked that it is readable now.
+    pub(crate) fn pin(&mut self, revision: Revision) {
+        *self.pins.entry(revision).or_default() += 1;
+    }
+
+    pub(crate) fn unpin(&mut self, revision: Revision) {
+        if let Some(count) = self.pins.get_mut(&revision) {
+            *count -= 1;
+            if *count == 0 {
+                self.pins.remove(&revision);
+            }
+        }
+    }
+
+    /// The keys after `after` with all their versions.
+    pub(crate) fn versions_after(&self, after: Option<&str>) -> impl Iterator<Item = (&Arc<str>, &Versions<V>)> {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.keys.range::<str, _>((start, Bound::Unbounded))
+    }
+
+    /// The revision up to which history must be forgotten so that no more than `max` changes are left.
+    pub(crate) fn excess(&self, max: usize) -> Option<Revision> {
+        let excess = self.history.len().checked_sub(max)?.checked_sub(1)?;
+        self.history.get(excess).map(|(revision, _)| *revision).filter(|revision| *revision > self.compacted)
     }
 
     /// The keys of `range` as they were at `at`, at most `max` of them.
@@ -232,7 +280,7 @@ impl<V: Clone> Index<V> {
     /// Drops what compaction has made unreachable, looking at no more than `budget` changes. Returns the
     /// values that were dropped and whether there is more to do.
     pub(crate) fn drop_history(&mut self, budget: usize) -> (Vec<V>, bool) {
-        let limit = self.pins.keys().next().map_or(self.compacted, |pinned| self.compacted.min(*pinned));
+        let limit = self.droppable();
         let mut dropped = Vec::new();
         for _ in 0..budget {
             match self.history.front() {
@@ -248,6 +296,15 @@ impl<V: Clone> Index<V> {
             }
         }
         (dropped, true)
+    }
+
+    /// Whether `drop_history` would find something.
+    pub(crate) fn has_droppable(&self) -> bool {
+        self.history.front().is_some_and(|(revision, _)| *revision <= self.droppable())
+    }
+
+    fn droppable(&self) -> Revision {
+        self.pins.keys().next().map_or(self.compacted, |pinned| self.compacted.min(*pinned))
     }
 
     /// Forgets the versions of `key` that the change at `revision` replaced, and that change too where it
@@ -269,10 +326,71 @@ impl<V: Clone> Index<V> {
             versions.older.remove(0);
         }
     }
+}
 
-    /// How many changes history holds.
-    pub(crate) fn history_len(&self) -> usize {
-        self.history.len()
+/// An index while it is put together from what was on disk. Adding the same change twice is adding it once.
+#[derive(Debug, Default)]
+pub(crate) struct Rebuild<V> {
+    keys: BTreeMap<Arc<str>, Versions<V>>,
+}
+
+impl<V: Clone> Rebuild<V> {
+    /// From keys in order.
+    pub(crate) fn new(keys: Vec<(Arc<str>, Versions<V>)>) -> Self {
+        Self { keys: keys.into_iter().collect() }
+    }
+
+    pub(crate) fn change(&mut self, key: &str, revision: Revision, value: Option<V>) {
+        let version = Version { revision, value };
+        let Some(versions) = self.keys.get_mut(key) else {
+            self.keys.insert(Arc::from(key), Versions { newest: version, older: Vec::new() });
+            return;
+        };
+        match revision.cmp(&versions.newest.revision) {
+            Ordering::Greater => versions.older.push(std::mem::replace(&mut versions.newest, version)),
+            Ordering::Equal => versions.newest = version,
+            Ordering::Less => match versions.older.binary_search_by_key(&revision, |older| older.revision) {
+                Ok(at) => {
+                    if let Some(known) = versions.older.get_mut(at) {
+                        *known = version;
+                    }
+                }
+                Err(at) => versions.older.insert(at, version),
+            },
+        }
+    }
+
+    pub(crate) fn relocate(&mut self, key: &str, revision: Revision, value: V) {
+        if let Some(known) = self.keys.get_mut(key).and_then(|versions| versions.at_mut(revision)) {
+            *known = value;
+        }
+    }
+
+    /// The index with what compaction has made unreachable taken out.
+    pub(crate) fn finish(mut self, current: Revision, compacted: Revision) -> Index<V> {
+        let mut history = Vec::new();
+        self.keys.retain(|key, versions| {
+            if versions.newest.revision <= compacted {
+                versions.older = Vec::new();
+                return versions.newest.value.is_some();
+            }
+            let after = versions.older.partition_point(|version| version.revision <= compacted);
+            let readable_at_compacted =
+                after.checked_sub(1).and_then(|at| versions.older.get(at)).is_some_and(|last| last.value.is_some());
+            versions.older.drain(..if readable_at_compacted { after - 1 } else { after });
+            let changes = versions.iter().filter(|version| version.revision > compacted);
+            history.extend(changes.map(|version| (version.revision, key.clone())));
+            true
+        });
+        history.sort_unstable_by_key(|(revision, _)| *revision);
+        Index {
+            keys: self.keys,
+            history: history.into(),
+            current,
+            compacted,
+            dropped: compacted,
+            pins: BTreeMap::new(),
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 //! **Invariant:** a watch started at revision R delivers every change after R exactly once and in order,
 //! or ends with `Compacted` or `SlowWatcher`. It never skips.
 
+pub mod embedded;
 mod error;
 mod index;
 pub mod memory;
@@ -44,7 +45,8 @@ pub type WatchStream = BoxStream<'static, Result<WatchItem, StorageError>>;
 pub trait Storage: Send + Sync + 'static {
     fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(Option<KeyValue>, Revision), StorageError>>;
 
-    /// Fails with `Compacted` before the compacted revision, with `FutureRevision` after the newest.
+    /// Fails with `Compacted` before the compacted revision, with `FutureRevision` after the newest. Much is best
+    /// read in pages of some hundred keys at one revision: memory for values is then used again.
     fn list(&self, range: ListRange) -> BoxFuture<'_, Result<Page, StorageError>>;
 
     fn put(

@@ -50,7 +50,7 @@ impl MemoryStorage {
             return Ok(WriteOutcome::Failed(existing));
         }
         let revision = index.current().next();
-        let previous = index.apply(key, revision, value.clone());
+        let previous = index.apply(Arc::from(key), revision, value.clone());
         self.shared.hub.publish(&change(key, revision, value, previous));
         Ok(WriteOutcome::Done(revision))
     }

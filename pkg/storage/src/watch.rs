@@ -102,10 +102,13 @@ fn size_of_change(change: &Change) -> usize {
     value + change.key.len() + change.previous.as_ref().map_or(0, |previous| previous.value.len())
 }
 
+/// The watchers of one prefix, by id.
+type Group = Vec<(u64, Arc<Watcher>)>;
+
 /// All watchers of a store.
 #[derive(Debug, Default)]
 pub(crate) struct Hub {
-    by_prefix: RwLock<BTreeMap<String, Vec<(u64, Arc<Watcher>)>>>,
+    by_prefix: RwLock<BTreeMap<String, Group>>,
     next_id: AtomicU64,
 }
 
@@ -127,6 +130,15 @@ impl Hub {
     /// Asks all watchers to report. The caller holds a lock of the index, whose newest revision is `current`.
     pub(crate) fn request_progress(&self, current: Revision) {
         self.for_each(|watcher| watcher.tell(|state| state.progress = Some(current)));
+    }
+
+    /// Ends the watches of `key`: a change of it cannot be told.
+    pub(crate) fn fail(&self, key: &str, error: &StorageError) {
+        for (prefix, watchers) in self.by_prefix.read().iter() {
+            if key.starts_with(prefix.as_str()) {
+                watchers.iter().for_each(|(_, watcher)| watcher.tell(|state| state.end = Some(error.clone())));
+            }
+        }
     }
 
     /// Ends all watches.

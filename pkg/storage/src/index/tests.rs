@@ -13,11 +13,11 @@ fn check(commands: &str, expected: Expect) {
         match verb {
             "put" => {
                 let revision = index.current().next();
-                index.apply(argument, revision, Some(format!("{argument}{}", revision.0)));
+                index.apply(Arc::from(argument), revision, Some(format!("{argument}{}", revision.0)));
             }
             "del" => {
                 let revision = index.current().next();
-                index.apply(argument, revision, None);
+                index.apply(Arc::from(argument), revision, None);
             }
             "compact" => {
                 index.compact(Revision(argument.parse().unwrap())).unwrap();
