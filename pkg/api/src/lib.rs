@@ -8,6 +8,7 @@ mod generated;
 pub mod kind;
 mod kinds;
 pub mod object;
+pub mod pod_resources;
 pub mod resource;
 pub mod schema;
 pub mod table;
