@@ -3,6 +3,7 @@
 //! **Invariant:** k8s-openapi is used here only, and all typed (de)serialization is instantiated here,
 //! behind [`Kind`]: a decoder per type costs seconds of compile time in every crate that has one.
 
+pub mod convert;
 pub mod draft;
 mod generated;
 pub mod kind;

@@ -64,8 +64,8 @@ pub struct Subresource {
 pub struct SelectableField {
     /// As written in the selector: `spec.nodeName`, `involvedObject.name`.
     pub label: Text,
-    /// Where the value is in the stored JSON, dot-separated; a number is a position in a list. Places separated
-    /// by `|` are tried in turn until one is not empty. `-` is nowhere: the value is always `zero`.
+    /// Where the value is in the stored JSON, dot-separated, through the first item of lists. `A|B` is the value
+    /// at `A`, or if that is empty the one at `B`. `-` is nowhere: the value is always `zero`.
     pub path: Text,
     /// The text of an absent field: empty, `false` or `0`.
     pub zero: Text,

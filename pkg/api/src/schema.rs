@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use rkube_apimachinery::gvk::GroupVersionKind;
 use rkube_apimachinery::schema::{SchemaSet, TypeId};
 
-use crate::generated::types::{KINDS, NAMED, TYPES, UNIONS};
+use crate::generated::types::{GRANULAR, KINDS, NAMED, TYPES, UNDECLARED, UNIONS};
 
 static SET: LazyLock<SchemaSet> = LazyLock::new(|| SchemaSet::builtin(&TYPES));
 
@@ -61,6 +61,16 @@ pub fn kinds() -> impl Iterator<Item = (&'static str, &'static str, &'static str
 /// The `x-kubernetes-unions` of a definition, as JSON.
 pub fn unions(definition: &str) -> Option<&'static str> {
     UNIONS.iter().find(|(name, _)| *name == definition).map(|(_, json)| *json)
+}
+
+/// Whether OpenAPI says the list type of this field. Where it does not the list is atomic.
+pub fn declares_list_type(definition: &str, field: &str) -> bool {
+    UNDECLARED.binary_search(&(definition, field)).is_err()
+}
+
+/// Whether OpenAPI says that this map or struct is merged member by member, which is so anyway without a word.
+pub fn declares_granular(definition: &str, field: &str) -> bool {
+    GRANULAR.binary_search(&(definition, field)).is_ok()
 }
 
 /// Short constructors for the generated table.

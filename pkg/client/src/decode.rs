@@ -49,20 +49,22 @@ pub fn stored_object(resource: &Resource, json: Bytes) -> Result<Arc<StoredObjec
 }
 
 fn select(value: &Value, field: &SelectableField) -> String {
+    let found = field.path.split('|').find_map(|path| select_path(value, path).filter(|text| !text.is_empty()));
+    found.unwrap_or_else(|| field.zero.to_string())
+}
+
+fn select_path(value: &Value, path: &str) -> Option<String> {
     let mut value = value;
-    for name in field.path.split('.') {
+    for name in path.split('.') {
         // Paths go through the first item of a list, as `status.podIPs` does.
         let inner = value.as_array().and_then(|items| items.first()).unwrap_or(value);
-        match inner.get(name) {
-            Some(member) => value = member,
-            None => return field.zero.to_string(),
-        }
+        value = inner.get(name)?;
     }
     match value {
-        Value::String(text) => text.clone(),
-        Value::Null => field.zero.to_string(),
-        Value::Array(items) => items.first().and_then(Value::as_str).unwrap_or(&field.zero).to_owned(),
-        other => other.to_string(),
+        Value::String(text) => Some(text.clone()),
+        Value::Null => None,
+        Value::Array(items) => items.first().and_then(Value::as_str).map(str::to_owned),
+        other => Some(other.to_string()),
     }
 }
 

@@ -137,8 +137,12 @@ impl Picker {
         root.add(&["metadata", "uid"], Leaf::Uid);
         root.add(&["metadata", "labels"], Leaf::Labels);
         for (index, field) in fields.iter().enumerate() {
-            let path: Vec<&str> = field.path.split('.').collect();
-            root.add(&path, Leaf::Field(index));
+            // The only alternatives there are (`source.component|reportingComponent` of events) come in reverse
+            // in sorted JSON, so that the preferred one is stored last.
+            for path in field.path.split('|') {
+                let path: Vec<&str> = path.split('.').collect();
+                root.add(&path, Leaf::Field(index));
+            }
         }
         Self { root, zeros: fields.iter().map(|field| field.zero.to_string()).collect() }
     }
@@ -209,7 +213,9 @@ fn store(leaf: Option<Leaf>, text: &str, into: &mut Selection) {
     match leaf {
         Some(Leaf::Uid) => text.clone_into(&mut into.uid),
         Some(Leaf::Field(index)) => {
-            if let Some(field) = into.fields.get_mut(index) {
+            if let Some(field) = into.fields.get_mut(index)
+                && !text.is_empty()
+            {
                 text.clone_into(field);
             }
         }

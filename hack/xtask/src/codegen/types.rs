@@ -249,6 +249,10 @@ impl<'a> Table<'a> {
         self.render_types(&mut out);
         self.render_kinds(&mut out);
         self.render_unions(&mut out);
+        let doc = "Type and field of the lists without `x-kubernetes-list-type`, sorted.";
+        self.render_marked(&mut out, "UNDECLARED", doc, |field| field.undeclared);
+        let doc = "Type and field of what says `x-kubernetes-map-type: granular`, sorted.";
+        self.render_marked(&mut out, "GRANULAR", doc, |field| field.granular);
         out
     }
 
@@ -297,6 +301,27 @@ impl<'a> Table<'a> {
         let _ = writeln!(out, "pub(crate) static UNIONS: [(&str, &str); {}] = [", unions.len());
         for union in unions {
             let _ = writeln!(out, "    {union:?},");
+        }
+        out.push_str("];\n");
+    }
+
+    /// Fields that say more, or less, in OpenAPI than their type does.
+    fn render_marked(&self, out: &mut String, name: &str, doc: &str, marked: fn(&Field) -> bool) {
+        let mut fields: Vec<(&str, &str)> = Vec::new();
+        for (name, ty) in self.types {
+            for member in &ty.members {
+                if let Member::Field(field) = member
+                    && marked(field)
+                {
+                    fields.push((name, &field.json));
+                }
+            }
+        }
+        fields.sort_unstable();
+        let _ = writeln!(out, "\n/// {doc}");
+        let _ = writeln!(out, "pub(crate) static {name}: [(&str, &str); {}] = [", fields.len());
+        for entry in fields {
+            let _ = writeln!(out, "    {entry:?},");
         }
         out.push_str("];\n");
     }

@@ -249,7 +249,7 @@ pub(crate) static ROWS: &[Row] = &[
             ("spec.serviceAccountName", "spec.serviceAccountName", ""),
             ("spec.hostNetwork", "spec.hostNetwork", "false"),
             ("status.phase", "status.phase", ""),
-            ("status.podIP", "status.podIPs.0.ip", ""),
+            ("status.podIP", "status.podIPs.ip", ""),
             ("status.podIPs", "-", ""),
             ("status.nominatedNodeName", "status.nominatedNodeName", ""),
         ],
