@@ -1,1 +1,22 @@
 //! Every controller of kube-controller-manager, one folder each, in one descriptor table.
+//!
+//! A controller reads caches, calls a pure plan, and carries it out through the client; queue, back-off, workers,
+//! panic guard, metrics and spans are the runner's.
+//!
+//! **Invariant:** controllers know the cluster through `rkube-client` only.
+
+pub mod config;
+pub mod context;
+mod run;
+
+mod common;
+
+mod deployment;
+mod replicaset;
+
+#[cfg(test)]
+mod testing;
+
+pub use config::ControllerConfig;
+pub use context::{ControllerContext, Descriptor};
+pub use run::{descriptors, run};

@@ -1,0 +1,8 @@
+//! What several controllers need: pods, their creation and ranking, hashes, percentages, owners.
+
+pub(crate) mod enqueue;
+pub(crate) mod errors;
+pub(crate) mod hash;
+pub(crate) mod numbers;
+pub(crate) mod pod_control;
+pub(crate) mod pods;

@@ -1,0 +1,182 @@
+//! Reading pods: phase, readiness, availability, and which to delete first.
+//!
+//! Behaves as `pkg/api/v1/pod/util.go` and `ActivePodsWithRanks` of `pkg/controller/controller_utils.go`, v1.36.
+
+use std::cmp::{Ordering, Reverse};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rkube_api::k8s::core::v1::{Pod, PodCondition};
+use rkube_client::owner::{controller_of, uid_of};
+use rkube_client::{Informer, Lister};
+
+/// Pods by the uid of their controller; those without one by [`orphans_of`] their namespace.
+pub(crate) const CONTROLLER_INDEX: &str = "controllerUid";
+
+/// The index value of pods in a namespace that no controller manages.
+pub(crate) fn orphans_of(namespace: &str) -> String {
+    format!("orphan/{namespace}")
+}
+
+pub(crate) fn index_by_controller(pods: &Informer<Pod>) {
+    pods.add_index(CONTROLLER_INDEX, |pod| match controller_of(&pod.metadata) {
+        Some(reference) => vec![reference.uid.clone()],
+        None => vec![orphans_of(pod.metadata.namespace.as_deref().unwrap_or_default())],
+    });
+}
+
+/// The pods a controller manages and those it might adopt.
+pub(crate) fn owned_and_orphans(pods: &Lister<Pod>, uid: &str, namespace: &str) -> Vec<Arc<Pod>> {
+    let mut found = pods.by_index(CONTROLLER_INDEX, uid);
+    found.extend(pods.by_index(CONTROLLER_INDEX, &orphans_of(namespace)));
+    found
+}
+
+pub(crate) fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
+}
+
+/// Finished: no container of it will ever run again.
+pub(crate) fn is_terminal(pod: &Pod) -> bool {
+    matches!(phase(pod), "Succeeded" | "Failed")
+}
+
+pub(crate) fn is_terminating(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_some()
+}
+
+/// Counts towards replicas: neither finished nor on its way out.
+pub(crate) fn is_active(pod: &Pod) -> bool {
+    !is_terminal(pod) && !is_terminating(pod)
+}
+
+pub(crate) fn node_name(pod: &Pod) -> &str {
+    pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()
+}
+
+pub(crate) fn condition<'a>(pod: &'a Pod, condition_type: &str) -> Option<&'a PodCondition> {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.into_iter().flatten().find(|condition| condition.type_ == condition_type)
+}
+
+pub(crate) fn is_ready(pod: &Pod) -> bool {
+    condition(pod, "Ready").is_some_and(|condition| condition.status == "True")
+}
+
+/// Since when the pod is ready, if it is.
+pub(crate) fn ready_since(pod: &Pod) -> Option<Timestamp> {
+    let condition = condition(pod, "Ready").filter(|condition| condition.status == "True")?;
+    condition.last_transition_time.as_ref().map(|time| time.0)
+}
+
+/// Ready for at least `min_ready_seconds`.
+pub(crate) fn is_available(pod: &Pod, min_ready_seconds: i32, now: Timestamp) -> bool {
+    is_ready(pod) && (min_ready_seconds <= 0 || until_available(pod, min_ready_seconds, now) == Some(Duration::ZERO))
+}
+
+/// How long a ready pod still has to be ready to be available; zero if it is.
+pub(crate) fn until_available(pod: &Pod, min_ready_seconds: i32, now: Timestamp) -> Option<Duration> {
+    let available = ready_since(pod)?.checked_add(jiff::SignedDuration::from_secs(min_ready_seconds.into())).ok()?;
+    Some(Duration::try_from(available.duration_since(now)).unwrap_or(Duration::ZERO))
+}
+
+/// When the next of `pods` becomes available, if one is waiting to.
+pub(crate) fn next_availability_check(pods: &[Arc<Pod>], min_ready_seconds: i32, now: Timestamp) -> Option<Duration> {
+    if min_ready_seconds <= 0 {
+        return None;
+    }
+    let waits = pods.iter().filter_map(|pod| until_available(pod, min_ready_seconds, now));
+    waits.filter(|wait| !wait.is_zero()).min()
+}
+
+/// The most restarts of a container of the pod: of regular ones and of sidecars.
+fn restarts(pod: &Pod) -> (i32, i32) {
+    let Some(status) = &pod.status else { return (0, 0) };
+    let regular = status.container_statuses.iter().flatten().map(|container| container.restart_count);
+    let sidecars: Vec<&str> = pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.init_containers.iter().flatten())
+        .filter(|container| container.restart_policy.as_deref() == Some("Always"))
+        .map(|container| container.name.as_str())
+        .collect();
+    let init = status.init_container_statuses.iter().flatten();
+    let init = init.filter(|container| sidecars.contains(&container.name.as_str()));
+    (regular.max().unwrap_or(0), init.map(|container| container.restart_count).max().unwrap_or(0))
+}
+
+fn deletion_cost(pod: &Pod) -> i32 {
+    let annotations = pod.metadata.annotations.as_ref();
+    let cost = annotations.and_then(|annotations| annotations.get("controller.kubernetes.io/pod-deletion-cost"));
+    cost.and_then(|cost| cost.parse().ok()).unwrap_or(0)
+}
+
+/// The base-2 logarithm of an age, so that pods of similar age count as equally old; none for the future.
+fn rank_of_age(time: Timestamp, now: Timestamp) -> i64 {
+    let nanos = now.duration_since(time).as_nanos();
+    if nanos > 0 { i64::from(nanos.ilog2()) } else { -1 }
+}
+
+/// Orders two times: the later one first, similar ones by uid. An unknown time counts as latest.
+fn latest_first(a: (&Pod, Option<Timestamp>), b: (&Pod, Option<Timestamp>), now: Timestamp) -> Ordering {
+    match (a.1, b.1) {
+        (first, second) if first == second => Ordering::Equal,
+        (Some(first), Some(second)) => {
+            rank_of_age(first, now).cmp(&rank_of_age(second, now)).then_with(|| uid_of(a.0).cmp(uid_of(b.0)))
+        }
+        (first, _) => {
+            if first.is_none() {
+                Ordering::Less
+            } else {
+                Ordering::Greater
+            }
+        }
+    }
+}
+
+/// Which `count` of `pods` to delete when there are too many: the least useful. `related` are pods of the
+/// same application; a node that has more of them gives its pods up first.
+pub(crate) fn choose_for_deletion(
+    pods: &[Arc<Pod>],
+    related: &[Arc<Pod>],
+    count: usize,
+    now: Timestamp,
+) -> Vec<Arc<Pod>> {
+    if count >= pods.len() {
+        return pods.to_vec();
+    }
+    let mut on_node: HashMap<&str, usize> = HashMap::new();
+    for pod in related.iter().filter(|pod| is_active(pod)) {
+        *on_node.entry(node_name(pod)).or_default() += 1;
+    }
+    let rank = |pod: &Pod| on_node.get(node_name(pod)).copied().unwrap_or(0);
+    let phase_order = |pod: &Pod| match phase(pod) {
+        "Running" => 2,
+        "Unknown" => 1,
+        _ => 0,
+    };
+    let mut sorted = pods.to_vec();
+    sorted.sort_by(|a, b| {
+        let created = |pod: &Pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        let assigned = |pod: &Pod| !node_name(pod).is_empty();
+        assigned(a)
+            .cmp(&assigned(b))
+            .then_with(|| phase_order(a).cmp(&phase_order(b)))
+            .then_with(|| is_ready(a).cmp(&is_ready(b)))
+            .then_with(|| deletion_cost(a).cmp(&deletion_cost(b)))
+            .then_with(|| rank(b).cmp(&rank(a)))
+            .then_with(|| {
+                if is_ready(a) && is_ready(b) {
+                    latest_first((a, ready_since(a)), (b, ready_since(b)), now)
+                } else {
+                    Ordering::Equal
+                }
+            })
+            .then_with(|| Reverse(restarts(a)).cmp(&Reverse(restarts(b))))
+            .then_with(|| latest_first((a, created(a)), (b, created(b)), now))
+    });
+    sorted.truncate(count);
+    sorted
+}
