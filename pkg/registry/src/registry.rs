@@ -11,6 +11,7 @@ use rkube_api::resource::{SelectableField, SharedResource};
 use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::gvk::GroupVersionResource;
 use rkube_apimachinery::random::SharedRandom;
+use rkube_apimachinery::schema::SchemaSet;
 use rkube_apimachinery::task;
 use rkube_storage::{Storage, StorageError};
 use tokio::sync::oneshot;
@@ -29,6 +30,8 @@ pub struct Config {
     /// Built-in rows; rows that are never stored are ignored.
     pub resources: Vec<SharedResource>,
     pub strategies: Vec<Registration>,
+    /// The types of the built-in rows.
+    pub schema: Arc<SchemaSet>,
     /// The ranges of cluster IPs, primary family first.
     pub service_cidrs: Vec<IpNet>,
     /// First and last node port.
@@ -44,6 +47,7 @@ impl Default for Config {
         Self {
             resources: Vec::new(),
             strategies: crate::strategy::strategies(),
+            schema: Arc::new(SchemaSet::builtin(&[])),
             service_cidrs: Vec::new(),
             node_ports: (30_000, 32_767),
             event_ttl: Duration::from_secs(3600),
@@ -65,9 +69,11 @@ pub enum RegistryError {
     NoStrategy { group: String, plural: String },
 }
 
-/// The strategies of a resource that is added at run time.
+/// The policy of a resource that is added at run time.
 #[derive(Clone)]
 pub struct RuntimeStrategies {
+    /// The set that the rows' types are in.
+    pub schema: Arc<SchemaSet>,
     pub main: SharedStrategy,
     pub subresources: Vec<(&'static str, SharedStrategy)>,
 }
@@ -103,7 +109,7 @@ impl Registry {
         config: Config,
     ) -> Result<Arc<Self>, RegistryError> {
         let routes = Arc::new(Routes::default());
-        let groups = by_storage(config.resources);
+        let groups = by_storage(&config.resources);
         for rows in &groups {
             routes.insert(new_cache(rows, &clock));
         }
@@ -113,7 +119,7 @@ impl Registry {
         let shared = Arc::new(Shared { storage, clock, random, feed, metrics: RegistryMetrics::default() });
         let mut stores = Stores::new();
         for rows in groups {
-            let strategies = strategies_of(&rows, &config.strategies)?;
+            let strategies = strategies_of(&rows, &config)?;
             add_stores(&mut stores, &shared, &routes, rows, strategies);
         }
         let (stop, stopped) = oneshot::channel();
@@ -141,7 +147,7 @@ impl Registry {
     pub async fn add(&self, rows: Vec<SharedResource>, strategies: RuntimeStrategies) -> Result<(), RegistryError> {
         let _changing = self.changing.lock().await;
         let mut stores = Stores::clone(&self.stores.load());
-        for rows in by_storage(rows) {
+        for rows in by_storage(&rows) {
             let prefix = prefix_of(&rows);
             if self.routes.get(&prefix).is_none() {
                 let cache = new_cache(&rows, &self.shared.clock);
@@ -194,7 +200,7 @@ impl Registry {
 }
 
 /// Groups rows that share storage: the versions of one resource.
-fn by_storage(rows: Vec<SharedResource>) -> Vec<Vec<SharedResource>> {
+fn by_storage(rows: &[SharedResource]) -> Vec<Vec<SharedResource>> {
     let mut groups: Vec<Vec<SharedResource>> = Vec::new();
     for row in rows {
         let Some(stored) = &row.stored_as else {
@@ -204,8 +210,8 @@ fn by_storage(rows: Vec<SharedResource>) -> Vec<Vec<SharedResource>> {
             group.first().and_then(|first| first.stored_as.as_ref()).is_some_and(|other| other.prefix == stored.prefix)
         };
         match groups.iter_mut().find(same) {
-            Some(group) => group.push(row),
-            None => groups.push(vec![row]),
+            Some(group) => group.push(row.clone()),
+            None => groups.push(vec![row.clone()]),
         }
     }
     groups
@@ -232,14 +238,19 @@ fn new_cache(rows: &[SharedResource], clock: &SharedClock) -> Arc<Cache> {
     Arc::new(Cache::new(prefix_of(rows), namespaced, &fields_of(rows), clock.clone()))
 }
 
-fn strategies_of(rows: &[SharedResource], table: &[Registration]) -> Result<RuntimeStrategies, RegistryError> {
+fn strategies_of(rows: &[SharedResource], config: &Config) -> Result<RuntimeStrategies, RegistryError> {
     let registered = rows.iter().find_map(|row| {
-        table.iter().find(|registration| registration.group == row.group && registration.plural == row.plural)
+        config
+            .strategies
+            .iter()
+            .find(|registration| registration.group == row.group && registration.plural == row.plural)
     });
     match (registered, rows.first()) {
-        (Some(registration), _) => {
-            Ok(RuntimeStrategies { main: registration.main.clone(), subresources: registration.subresources.clone() })
-        }
+        (Some(registration), _) => Ok(RuntimeStrategies {
+            schema: config.schema.clone(),
+            main: registration.main.clone(),
+            subresources: registration.subresources.clone(),
+        }),
         (None, Some(row)) => {
             Err(RegistryError::NoStrategy { group: row.group.to_string(), plural: row.plural.to_string() })
         }
@@ -264,6 +275,7 @@ fn add_stores(
     let core = Arc::new(Core {
         shared: shared.clone(),
         cache,
+        schema: strategies.schema,
         stored,
         namespaced: row.namespaced,
         fields: fields_of(&rows),

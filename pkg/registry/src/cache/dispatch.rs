@@ -104,8 +104,12 @@ impl Subscription {
         self.after.store(revision, Ordering::Relaxed);
     }
 
+    pub(crate) fn after(&self) -> u64 {
+        self.after.load(Ordering::Relaxed)
+    }
+
     fn offer(&self, event: &Event) {
-        if event.revision <= self.after.load(Ordering::Relaxed) {
+        if event.revision <= self.after() {
             return;
         }
         let Some(seen) = event.seen_through(&self.filter) else {

@@ -291,7 +291,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
+        #![proptest_config(ProptestConfig::with_cases(16))]
 
         /// Against a sorted map of strings: same contents, same order, same ranks, snapshots unmoved.
         #[test]

@@ -11,6 +11,7 @@ use rkube_api::resource::{SelectableField, StoredAs};
 use rkube_apimachinery::chain::chain;
 use rkube_apimachinery::gvk::{GroupKind, GroupResource};
 use rkube_apimachinery::key::ObjectKey;
+use rkube_apimachinery::schema::SchemaSet;
 use rkube_apimachinery::status::{ApiStatus, OPTIMISTIC_LOCK, Reason};
 use rkube_storage::{Precondition, Revision, StorageError, WriteOutcome};
 
@@ -27,6 +28,8 @@ const ATTEMPTS_MAX: usize = 100;
 pub(crate) struct Core {
     pub(crate) shared: Arc<Shared>,
     pub(crate) cache: Arc<Cache>,
+    /// The set that the rows' types are in.
+    pub(crate) schema: Arc<SchemaSet>,
     pub(crate) stored: StoredAs,
     pub(crate) namespaced: bool,
     /// The fields in the selection of stored objects.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rkube_apimachinery::meta::Meta;
-use rkube_apimachinery::status::{ApiStatus, Reason};
+use rkube_apimachinery::patch::json::JsonPatch;
+use rkube_apimachinery::patch::{merge, strategic};
+use rkube_apimachinery::status::ApiStatus;
 use serde_json::Value;
 
 use crate::context::RequestContext;
@@ -16,8 +18,6 @@ use crate::options::{PatchOptions, UpdateOptions};
 use crate::store::write::{Source, WriteRequest};
 use crate::store::{Patch, Store, Target, Written};
 
-const JSON_PATCH_OPERATIONS_MAX: usize = 10_000;
-
 /// A patch, parsed.
 pub(crate) struct PatchRequest {
     patch: Parsed,
@@ -25,7 +25,7 @@ pub(crate) struct PatchRequest {
 }
 
 enum Parsed {
-    Json(json_patch::Patch),
+    Json(JsonPatch),
     Merge(Value),
     Strategic(Value),
     Apply(Value),
@@ -55,24 +55,11 @@ impl Store {
 
 fn parse(patch: Patch) -> Result<Parsed, ApiStatus> {
     match patch {
-        Patch::Json(body) => parse_json_patch(&body).map(Parsed::Json),
+        Patch::Json(body) => Ok(Parsed::Json(JsonPatch::parse(&body)?)),
         Patch::Merge(body) => parse_object(&body).map(Parsed::Merge),
         Patch::Strategic(body) => parse_object(&body).map(Parsed::Strategic),
         Patch::Apply(body) => parse_object(&body).map(Parsed::Apply),
     }
-}
-
-fn parse_json_patch(body: &Bytes) -> Result<json_patch::Patch, ApiStatus> {
-    let operations: Vec<Value> = serde_json::from_slice(body)
-        .map_err(|error| ApiStatus::bad_request(format!("error decoding patch: {error}")))?;
-    if operations.len() > JSON_PATCH_OPERATIONS_MAX {
-        return Err(ApiStatus::request_entity_too_large(format!(
-            "The allowed maximum operations in a JSON patch is {JSON_PATCH_OPERATIONS_MAX}, got {}",
-            operations.len()
-        )));
-    }
-    serde_json::from_value(Value::Array(operations))
-        .map_err(|error| ApiStatus::bad_request(format!("error decoding patch: {error}")))
 }
 
 fn parse_object(body: &Bytes) -> Result<Value, ApiStatus> {
@@ -111,13 +98,17 @@ impl PatchRequest {
         let patched = match &self.patch {
             Parsed::Json(patch) => {
                 let mut patched = current;
-                json_patch::patch(&mut patched, patch)
-                    .map_err(|error| ApiStatus::failure(Reason::Invalid, error.to_string()))?;
+                patch.clone().apply(&mut patched)?;
                 patched
             }
-            Parsed::Merge(patch) | Parsed::Strategic(patch) => {
+            Parsed::Merge(patch) => {
                 let mut patched = current;
-                json_patch::merge(&mut patched, patch);
+                merge::apply(&mut patched, patch.clone())?;
+                patched
+            }
+            Parsed::Strategic(patch) => {
+                let mut patched = current;
+                strategic::apply(&store.core.schema, store.row.schema, &mut patched, patch.clone())?;
                 patched
             }
             Parsed::Apply(config) => managed::apply(Some(&current), config.clone(), self.force, &request.managed())?,

@@ -40,6 +40,16 @@ pub enum WatchEvent {
     Error(ApiStatus),
 }
 
+impl WatchEvent {
+    fn revision(&self) -> Option<u64> {
+        match self {
+            Self::Added(object) | Self::Modified(object) | Self::Deleted(object) => Some(object.revision),
+            Self::Bookmark { revision, .. } => Some(*revision),
+            Self::Error(_) => None,
+        }
+    }
+}
+
 /// A watch. Dropping it ends it.
 pub struct Watcher {
     subscription: Arc<Subscription>,
@@ -49,6 +59,8 @@ pub struct Watcher {
     version: Version,
     phase: Phase,
     bookmarks: bool,
+    /// The newest revision the client knows of: a bookmark never goes back behind it.
+    sent: u64,
     next_bookmark: Duration,
     deadline: Duration,
     timer: Option<BoxFuture<'static, ()>>,
@@ -89,6 +101,7 @@ pub(crate) struct WatchParts {
 impl Watcher {
     pub(crate) fn new(parts: WatchParts, start: Start) -> Self {
         let now = parts.clock.monotonic();
+        let sent = parts.subscription.after();
         let phase = match start {
             Start::Initial { snapshot } => Phase::Initial {
                 snapshot,
@@ -106,6 +119,7 @@ impl Watcher {
             version: parts.version,
             phase,
             bookmarks: parts.bookmarks,
+            sent,
             next_bookmark: following_bookmark(now),
             deadline: now + parts.timeout,
             clock: parts.clock,
@@ -139,6 +153,9 @@ impl Watcher {
                 Phase::Over => return false,
             }
             if !into.is_empty() {
+                if let Some(revision) = into.last().and_then(WatchEvent::revision) {
+                    self.sent = revision.max(self.sent);
+                }
                 self.convert(into);
                 return true;
             }
@@ -203,7 +220,9 @@ impl Watcher {
         // Progress first: what it covers is in the queue by then, so an empty queue means all was taken.
         let progress = self.feed.progress();
         if self.bookmarks && self.subscription.is_empty() {
-            into.push(WatchEvent::Bookmark { revision: progress, initial_events_end: false });
+            // Events of this resource come in order, so everything up to the last one sent was sent.
+            let revision = progress.max(self.sent);
+            into.push(WatchEvent::Bookmark { revision, initial_events_end: false });
         }
         self.next_bookmark = following_bookmark(now);
         if now >= self.deadline {

@@ -1,0 +1,300 @@
+//! A registry with a few resources and a fake clock.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rkube_api::StoredObject;
+use rkube_api::k8s::core::v1::{ConfigMap, Pod};
+use rkube_api::resource::{Resource, SelectableField, SharedResource, StoredAs, Subresource};
+use rkube_apimachinery::clock::FakeClock;
+use rkube_apimachinery::field::{Error, ErrorList, Path};
+use rkube_apimachinery::gvk::GroupVersionResource;
+use rkube_apimachinery::meta::Meta;
+use rkube_apimachinery::random::SeededRandom;
+use rkube_apimachinery::schema::{Object, SchemaSet, Shape, TypeDef, TypeId};
+use rkube_apimachinery::status::ApiStatus;
+use rkube_registry::options::{CreateOptions, DeleteOptions, ListOptions, UpdateOptions};
+use rkube_registry::store::{Answer, Deleted, ListPage, Patch, Target, WatchEvent, Watcher, Written};
+use rkube_registry::strategy::Registration;
+use rkube_registry::{Config, Registry, RequestContext, Store, StrategyContext, TypedStrategy};
+use rkube_storage::memory::MemoryStorage;
+use serde_json::{Value, json};
+
+/// How long a test waits for something that must happen.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub struct Cluster {
+    pub registry: Arc<Registry>,
+    pub storage: Arc<MemoryStorage>,
+    pub clock: FakeClock,
+    pub context: Arc<RequestContext>,
+}
+
+struct Maps;
+
+impl TypedStrategy for Maps {
+    type Object = ConfigMap;
+
+    fn validate(&self, _: &StrategyContext<'_>, map: &ConfigMap) -> ErrorList {
+        let bad = map.data.iter().flatten().filter(|(key, _)| key.contains(' '));
+        bad.map(|(key, _)| Error::invalid(&Path::new("data").key(key), key.as_str(), "no spaces")).collect()
+    }
+
+    fn validate_update(&self, context: &StrategyContext<'_>, new: &ConfigMap, _: &ConfigMap) -> ErrorList {
+        self.validate(context, new)
+    }
+}
+
+struct Pods;
+
+impl TypedStrategy for Pods {
+    type Object = Pod;
+
+    fn default(&self, pod: &mut Pod) {
+        let spec = pod.spec.get_or_insert_default();
+        spec.termination_grace_period_seconds.get_or_insert(30);
+    }
+
+    fn prepare_for_create(&self, _: &StrategyContext<'_>, pod: &mut Pod) {
+        pod.metadata.generation = Some(1);
+        pod.status = None;
+    }
+
+    fn prepare_for_update(&self, _: &StrategyContext<'_>, new: &mut Pod, old: &Pod) {
+        new.status.clone_from(&old.status);
+        if new.spec != old.spec {
+            new.metadata.generation = old.metadata.generation.map(|generation| generation + 1);
+        }
+    }
+
+    fn check_graceful_delete(&self, _: &StrategyContext<'_>, pod: &Pod, options: &mut DeleteOptions) -> bool {
+        let spec = pod.spec.as_ref();
+        let bound = spec.and_then(|spec| spec.node_name.as_deref()).is_some_and(|node| !node.is_empty());
+        let wanted = spec.and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(0);
+        let period = options.grace_period_seconds.unwrap_or(wanted);
+        options.grace_period_seconds = Some(if bound { period } else { 0 });
+        true
+    }
+
+    fn returns_deleted_object(&self) -> bool {
+        true
+    }
+}
+
+struct PodStatus;
+
+impl TypedStrategy for PodStatus {
+    type Object = Pod;
+
+    fn prepare_for_update(&self, _: &StrategyContext<'_>, new: &mut Pod, old: &Pod) {
+        new.spec.clone_from(&old.spec);
+    }
+}
+
+/// Like admissionregistration: an update must say which version it changes.
+struct Careful;
+
+impl TypedStrategy for Careful {
+    type Object = rkube_api::k8s::coordination::v1::Lease;
+
+    fn allow_create_on_update(&self) -> bool {
+        true
+    }
+
+    fn allow_unconditional_update(&self) -> bool {
+        false
+    }
+}
+
+fn row(
+    group: &'static str,
+    plural: &'static str,
+    kind: &'static str,
+    fields: &[(&'static str, &'static str)],
+) -> SharedResource {
+    let prefix = if group.is_empty() { plural.to_owned() } else { format!("{group}/{plural}") };
+    let field = |(path, zero): &(&'static str, &'static str)| SelectableField {
+        label: (*path).into(),
+        path: (*path).into(),
+        zero: (*zero).into(),
+    };
+    let status = Subresource {
+        name: "status".into(),
+        group: group.into(),
+        version: "v1".into(),
+        kind: kind.into(),
+        verbs: vec!["get".into(), "patch".into(), "update".into()].into(),
+    };
+    Arc::new(Resource {
+        group: group.into(),
+        version: "v1".into(),
+        plural: plural.into(),
+        singular: kind.to_lowercase().into(),
+        short_names: vec![].into(),
+        categories: vec![].into(),
+        kind: kind.into(),
+        namespaced: true,
+        verbs: vec![].into(),
+        subresources: vec![status].into(),
+        schema: TypeId(0),
+        stored_as: Some(StoredAs {
+            prefix: prefix.into(),
+            group: group.into(),
+            version: "v1".into(),
+            kind: kind.into(),
+        }),
+        selectable_fields: fields.iter().map(field).collect::<Vec<_>>().into(),
+    })
+}
+
+pub fn config() -> Config {
+    let mut schema = SchemaSet::builtin(&[]);
+    schema.push(TypeDef {
+        name: "Any".into(),
+        shape: Shape::Object(Object { fields: vec![].into(), preserve_unknown: true, atomic: false }),
+    });
+    Config {
+        resources: vec![
+            row("", "configmaps", "ConfigMap", &[]),
+            row("", "pods", "Pod", &[("spec.nodeName", ""), ("status.phase", "")]),
+            row("coordination.k8s.io", "leases", "Lease", &[]),
+        ],
+        strategies: vec![
+            Registration::new("", "configmaps", Maps),
+            Registration::new("", "pods", Pods).status(PodStatus),
+            Registration::new("coordination.k8s.io", "leases", Careful),
+        ],
+        schema: Arc::new(schema),
+        ..Config::default()
+    }
+}
+
+impl Cluster {
+    pub async fn new() -> Self {
+        Self::over(Arc::new(MemoryStorage::new())).await
+    }
+
+    pub async fn over(storage: Arc<MemoryStorage>) -> Self {
+        let clock = FakeClock::new("2026-01-02T03:04:05Z".parse().expect("a time"));
+        let registry = Registry::new(storage.clone(), clock.shared(), SeededRandom::shared(7), config())
+            .await
+            .expect("the registry starts");
+        Self { registry, storage, clock, context: Arc::new(RequestContext::internal()) }
+    }
+
+    pub fn store(&self, plural: &str) -> Store {
+        let group = if plural == "leases" { "coordination.k8s.io" } else { "" };
+        self.registry.store(&GroupVersionResource::new(group, "v1", plural)).expect("the resource is served")
+    }
+
+    pub async fn create(&self, plural: &str, body: Value) -> Result<Value, ApiStatus> {
+        let target = Target::new("ns", "");
+        let answer = self.store(plural).create(&self.context, &target, body, &CreateOptions::default()).await?;
+        match answer {
+            Answer::Object(object) => Ok(value(&object)),
+            Answer::Status(status) => panic!("a status instead of an object: {status:?}"),
+        }
+    }
+
+    pub async fn update(&self, plural: &str, target: &Target, body: Value) -> Result<Written, ApiStatus> {
+        self.store(plural).update(&self.context, target, body, &UpdateOptions::default()).await
+    }
+
+    pub async fn merge(&self, plural: &str, target: &Target, patch: Value) -> Result<Value, ApiStatus> {
+        let patch = Patch::Merge(patch.to_string().into());
+        let written = self.store(plural).patch(&self.context, target, patch, &Default::default()).await?;
+        Ok(value(&written.object))
+    }
+
+    pub async fn get(&self, plural: &str, name: &str) -> Result<Value, ApiStatus> {
+        let object = self.store(plural).get(&self.context, &Target::new("ns", name), &Default::default()).await?;
+        Ok(value(&object))
+    }
+
+    pub async fn delete(&self, plural: &str, name: &str, options: Value) -> Result<Deleted, ApiStatus> {
+        let options = serde_json::from_value(options).expect("delete options");
+        self.store(plural).delete(&self.context, &Target::new("ns", name), options).await
+    }
+
+    pub async fn list(&self, plural: &str, namespace: &str, options: Value) -> Result<ListPage, ApiStatus> {
+        let options: ListOptions = serde_json::from_value(options).expect("list options");
+        self.store(plural).list(&self.context, namespace, &options).await
+    }
+
+    pub async fn watch(&self, plural: &str, namespace: &str, options: Value) -> Result<Watching, ApiStatus> {
+        let options: ListOptions = serde_json::from_value(options).expect("list options");
+        let watcher = self.store(plural).watch(&self.context, namespace, &options).await?;
+        Ok(Watching { watcher, pending: Vec::new() })
+    }
+}
+
+/// A watch whose events are read one at a time, as text.
+pub struct Watching {
+    watcher: Watcher,
+    pending: Vec<WatchEvent>,
+}
+
+impl Watching {
+    /// The next event; `None` at the end.
+    pub async fn event(&mut self) -> Option<WatchEvent> {
+        if self.pending.is_empty() {
+            let mut batch = Vec::new();
+            let more = tokio::time::timeout(PATIENCE, self.watcher.next_batch(&mut batch));
+            if !more.await.expect("an event or the end of the watch comes in time") {
+                return None;
+            }
+            batch.reverse();
+            self.pending = batch;
+        }
+        self.pending.pop()
+    }
+
+    pub async fn next(&mut self) -> String {
+        match self.event().await {
+            None => "end".to_owned(),
+            Some(WatchEvent::Added(object)) => format!("ADDED {}@{}", object.key, object.revision),
+            Some(WatchEvent::Modified(object)) => format!("MODIFIED {}@{}", object.key, object.revision),
+            Some(WatchEvent::Deleted(object)) => {
+                assert_eq!(value(&object).resource_version(), object.revision.to_string());
+                format!("DELETED {}@{}", object.key, object.revision)
+            }
+            Some(WatchEvent::Bookmark { revision, initial_events_end }) => {
+                format!("BOOKMARK {revision}{}", if initial_events_end { " initial" } else { "" })
+            }
+            Some(WatchEvent::Error(status)) => format!("ERROR {} {}", status.code(), status.message()),
+        }
+    }
+
+    pub async fn take(&mut self, count: usize) -> Vec<String> {
+        let mut events = Vec::new();
+        for _ in 0..count {
+            events.push(self.next().await);
+        }
+        events
+    }
+}
+
+pub fn value(object: &StoredObject) -> Value {
+    object.value().expect("stored objects are JSON")
+}
+
+pub fn map(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}})
+}
+
+pub fn map_with(name: &str, data: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"k": data}})
+}
+
+pub fn pod(name: &str, node: &str) -> Value {
+    let spec = if node.is_empty() { json!({"containers": []}) } else { json!({"containers": [], "nodeName": node}) };
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec})
+}
+
+pub fn at(name: &str) -> Target {
+    Target::new("ns", name)
+}
+
+pub fn keys(page: &ListPage) -> Vec<String> {
+    page.items.iter().map(|item| item.key.to_string()).collect()
+}
