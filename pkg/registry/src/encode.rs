@@ -13,6 +13,9 @@ use rkube_api::resource::SelectableField;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
+/// The path of a field that objects never have.
+const NOWHERE: &str = "-";
+
 const METADATA: &str = "\"metadata\":{";
 const VERSION: &str = "\"resourceVersion\":\"";
 
@@ -118,117 +121,99 @@ pub(crate) struct Picker {
     zeros: Vec<String>,
 }
 
+/// One place in an object, with what is wanted of its value and of what is below it.
 #[derive(Clone, Debug, Default)]
 struct Pick {
     children: Vec<(String, Pick)>,
-    leaf: Option<Leaf>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Leaf {
-    Uid,
-    Labels,
-    Field(usize),
+    labels: bool,
+    uid: bool,
+    /// The fields that have this value.
+    fields: Vec<usize>,
+    /// The fields that have this value when they have no other.
+    fallbacks: Vec<usize>,
 }
 
 impl Picker {
     pub(crate) fn new(fields: &[SelectableField]) -> Self {
         let mut root = Pick::default();
-        root.add(&["metadata", "uid"], Leaf::Uid);
-        root.add(&["metadata", "labels"], Leaf::Labels);
-        for (index, field) in fields.iter().enumerate() {
-            // The only alternatives there are (`source.component|reportingComponent` of events) come in reverse
-            // in sorted JSON, so that the preferred one is stored last.
-            for path in field.path.split('|') {
-                let path: Vec<&str> = path.split('.').collect();
-                root.add(&path, Leaf::Field(index));
+        root.at("metadata.uid").uid = true;
+        root.at("metadata.labels").labels = true;
+        for (index, field) in fields.iter().enumerate().filter(|(_, field)| field.path != NOWHERE) {
+            let mut paths = field.path.split('|');
+            if let Some(first) = paths.next() {
+                root.at(first).fields.push(index);
+            }
+            for fallback in paths {
+                root.at(fallback).fallbacks.push(index);
             }
         }
         Self { root, zeros: fields.iter().map(|field| field.zero.to_string()).collect() }
     }
 
     pub(crate) fn pick(&self, json: &[u8]) -> Result<Selection, EncodeError> {
-        let mut selection = Selection { uid: String::new(), labels: Vec::new(), fields: self.zeros.clone() };
+        let mut picked = Picked {
+            selection: Selection { uid: String::new(), labels: Vec::new(), fields: self.zeros.clone() },
+            zeros: &self.zeros,
+        };
         let mut deserializer = serde_json::Deserializer::from_slice(json);
-        let seed = PickSeed { pick: &self.root, into: &mut selection };
-        seed.deserialize(&mut deserializer).map_err(EncodeError::Json)?;
-        selection.labels.sort_unstable();
-        Ok(selection)
-    }
-
-    /// The same, from a tree.
-    pub(crate) fn pick_value(&self, value: &Value) -> Selection {
-        let mut selection = Selection { uid: String::new(), labels: Vec::new(), fields: self.zeros.clone() };
-        self.root.from_value(value, &mut selection);
-        selection.labels.sort_unstable();
-        selection
+        PickSeed { pick: &self.root, into: &mut picked }.deserialize(&mut deserializer).map_err(EncodeError::Json)?;
+        picked.selection.labels.sort_unstable();
+        Ok(picked.selection)
     }
 }
 
 impl Pick {
-    fn add(&mut self, path: &[&str], leaf: Leaf) {
-        let Some((first, rest)) = path.split_first() else {
-            self.leaf = Some(leaf);
-            return;
-        };
-        let known = self.children.iter().position(|(name, _)| name == first);
-        let at = known.unwrap_or_else(|| {
-            self.children.push(((*first).to_owned(), Self::default()));
-            self.children.len() - 1
-        });
-        self.children[at].1.add(rest, leaf);
+    /// The place at a dotted path.
+    fn at(&mut self, path: &str) -> &mut Self {
+        path.split('.').fold(self, |pick, name| {
+            let known = pick.children.iter().position(|(known, _)| known == name);
+            let at = known.unwrap_or_else(|| {
+                pick.children.push((name.to_owned(), Self::default()));
+                pick.children.len() - 1
+            });
+            &mut pick.children[at].1
+        })
     }
 
     fn child(&self, name: &str) -> Option<&Self> {
         self.children.iter().find(|(known, _)| known == name).map(|(_, child)| child)
     }
-
-    fn from_value(&self, value: &Value, into: &mut Selection) {
-        match value {
-            Value::String(text) => store(self.leaf, text, into),
-            Value::Bool(_) | Value::Number(_) => store(self.leaf, &value.to_string(), into),
-            Value::Array(items) => {
-                // Paths go through the first item of a list, as `status.podIPs` does.
-                if let Some(first) = items.first() {
-                    self.from_value(first, into);
-                }
-            }
-            Value::Object(members) => {
-                if let Some(Leaf::Labels) = self.leaf {
-                    let text = |(name, value): (&String, &Value)| Some((name.clone(), value.as_str()?.to_owned()));
-                    into.labels.extend(members.iter().filter_map(text));
-                }
-                for (name, child) in &self.children {
-                    if let Some(value) = members.get(name) {
-                        child.from_value(value, into);
-                    }
-                }
-            }
-            Value::Null => {}
-        }
-    }
 }
 
-fn store(leaf: Option<Leaf>, text: &str, into: &mut Selection) {
-    match leaf {
-        Some(Leaf::Uid) => text.clone_into(&mut into.uid),
-        Some(Leaf::Field(index)) => {
-            if let Some(field) = into.fields.get_mut(index)
-                && !text.is_empty()
+struct Picked<'a> {
+    selection: Selection,
+    zeros: &'a [String],
+}
+
+impl Picked<'_> {
+    fn store(&mut self, pick: &Pick, text: &str) {
+        if pick.uid {
+            text.clone_into(&mut self.selection.uid);
+        }
+        if text.is_empty() {
+            return;
+        }
+        for index in &pick.fields {
+            if let Some(field) = self.selection.fields.get_mut(*index) {
+                text.clone_into(field);
+            }
+        }
+        for index in &pick.fallbacks {
+            if let (Some(field), Some(zero)) = (self.selection.fields.get_mut(*index), self.zeros.get(*index))
+                && field == zero
             {
                 text.clone_into(field);
             }
         }
-        Some(Leaf::Labels) | None => {}
     }
 }
 
-struct PickSeed<'a> {
+struct PickSeed<'a, 'b> {
     pick: &'a Pick,
-    into: &'a mut Selection,
+    into: &'a mut Picked<'b>,
 }
 
-impl<'de> DeserializeSeed<'de> for PickSeed<'_> {
+impl<'de> DeserializeSeed<'de> for PickSeed<'_, '_> {
     type Value = ();
 
     fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -236,7 +221,7 @@ impl<'de> DeserializeSeed<'de> for PickSeed<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for PickSeed<'_> {
+impl<'de> Visitor<'de> for PickSeed<'_, '_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -244,27 +229,27 @@ impl<'de> Visitor<'de> for PickSeed<'_> {
     }
 
     fn visit_str<E>(self, text: &str) -> Result<(), E> {
-        store(self.pick.leaf, text, self.into);
+        self.into.store(self.pick, text);
         Ok(())
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<(), E> {
-        store(self.pick.leaf, if value { "true" } else { "false" }, self.into);
+        self.into.store(self.pick, if value { "true" } else { "false" });
         Ok(())
     }
 
     fn visit_i64<E>(self, value: i64) -> Result<(), E> {
-        store(self.pick.leaf, &value.to_string(), self.into);
+        self.into.store(self.pick, &value.to_string());
         Ok(())
     }
 
     fn visit_u64<E>(self, value: u64) -> Result<(), E> {
-        store(self.pick.leaf, &value.to_string(), self.into);
+        self.into.store(self.pick, &value.to_string());
         Ok(())
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<(), E> {
-        store(self.pick.leaf, &value.to_string(), self.into);
+        self.into.store(self.pick, &value.to_string());
         Ok(())
     }
 
@@ -280,10 +265,10 @@ impl<'de> Visitor<'de> for PickSeed<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
-        if let Some(Leaf::Labels) = self.pick.leaf {
+        if self.pick.labels {
             while let Some((name, value)) = members.next_entry::<String, Value>()? {
                 if let Value::String(value) = value {
-                    self.into.labels.push((name, value));
+                    self.into.selection.labels.push((name, value));
                 }
             }
             return Ok(());
@@ -352,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn selection_is_the_same_from_bytes_and_from_a_tree() {
+    fn selection_is_picked_from_the_registered_places() {
         let field = |path: &'static str, zero: &'static str| SelectableField {
             label: path.into(),
             path: path.into(),
@@ -364,18 +349,23 @@ mod tests {
             field("status.replicas", "0"),
             field("status.podIPs.ip", ""),
             field("absent.field", "zero"),
+            field("-", "never"),
+            field("source.component|reporter", ""),
+            field("reporter|source.component", ""),
         ]);
         let value = json!({
             "metadata": {"uid": "u", "labels": {"b": "2", "a": "1"}},
+            "reporter": "",
+            "source": {"component": "kubelet"},
             "spec": {"nodeName": "n", "hostNetwork": true},
             "status": {"replicas": 3, "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]},
         });
+        let fields = ["n", "true", "3", "10.0.0.1", "zero", "never", "kubelet", "kubelet"];
         let expected = Selection {
             uid: "u".into(),
             labels: vec![("a".into(), "1".into()), ("b".into(), "2".into())],
-            fields: vec!["n".into(), "true".into(), "3".into(), "10.0.0.1".into(), "zero".into()],
+            fields: fields.map(str::to_owned).to_vec(),
         };
         assert_eq!(picker.pick(value.to_string().as_bytes()).expect("picks"), expected);
-        assert_eq!(picker.pick_value(&value), expected);
     }
 }

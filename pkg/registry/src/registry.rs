@@ -23,6 +23,7 @@ use crate::hooks::{Hooks, NoHooks};
 use crate::metrics::RegistryMetrics;
 use crate::store::Store;
 use crate::store::core::Core;
+use crate::strategy::generic::{GenericStatusStrategy, GenericStrategy};
 use crate::strategy::{Registration, SharedStrategy};
 
 /// What the registry is told at start.
@@ -45,9 +46,9 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            resources: Vec::new(),
+            resources: rkube_api::resources().to_vec(),
             strategies: crate::strategy::strategies(),
-            schema: Arc::new(SchemaSet::builtin(&[])),
+            schema: Arc::new(rkube_api::schema().clone()),
             service_cidrs: Vec::new(),
             node_ports: (30_000, 32_767),
             event_ttl: Duration::from_secs(3600),
@@ -65,8 +66,6 @@ pub enum RegistryError {
         #[source]
         source: StorageError,
     },
-    #[error("resource {group}/{plural} has no strategy")]
-    NoStrategy { group: String, plural: String },
 }
 
 /// The policy of a resource that is added at run time.
@@ -119,7 +118,7 @@ impl Registry {
         let shared = Arc::new(Shared { storage, clock, random, feed, metrics: RegistryMetrics::default() });
         let mut stores = Stores::new();
         for rows in groups {
-            let strategies = strategies_of(&rows, &config)?;
+            let strategies = strategies_of(&rows, &config);
             add_stores(&mut stores, &shared, &routes, rows, strategies);
         }
         let (stop, stopped) = oneshot::channel();
@@ -238,23 +237,25 @@ fn new_cache(rows: &[SharedResource], clock: &SharedClock) -> Arc<Cache> {
     Arc::new(Cache::new(prefix_of(rows), namespaced, &fields_of(rows), clock.clone()))
 }
 
-fn strategies_of(rows: &[SharedResource], config: &Config) -> Result<RuntimeStrategies, RegistryError> {
-    let registered = rows.iter().find_map(|row| {
-        config
-            .strategies
-            .iter()
-            .find(|registration| registration.group == row.group && registration.plural == row.plural)
-    });
-    match (registered, rows.first()) {
-        (Some(registration), _) => Ok(RuntimeStrategies {
+fn strategies_of(rows: &[SharedResource], config: &Config) -> RuntimeStrategies {
+    let registered = rows
+        .iter()
+        .find_map(|row| config.strategies.iter().find(|known| known.group == row.group && known.plural == row.plural));
+    if let Some(registered) = registered {
+        return RuntimeStrategies {
             schema: config.schema.clone(),
-            main: registration.main.clone(),
-            subresources: registration.subresources.clone(),
-        }),
-        (None, Some(row)) => {
-            Err(RegistryError::NoStrategy { group: row.group.to_string(), plural: row.plural.to_string() })
-        }
-        (None, None) => Err(RegistryError::NoStrategy { group: String::new(), plural: String::new() }),
+            main: registered.main.clone(),
+            subresources: registered.subresources.clone(),
+        };
+    }
+    let name = rows.first().map(|row| row.group_resource().to_string()).unwrap_or_default();
+    tracing::warn!(resource = name, "Served a resource without a strategy of its own");
+    let has_status = rows.iter().any(|row| row.subresource("status").is_some());
+    let status: SharedStrategy = Arc::new(GenericStatusStrategy { allow_unconditional_update: true });
+    RuntimeStrategies {
+        schema: config.schema.clone(),
+        main: Arc::new(GenericStrategy { has_status, allow_unconditional_update: true }),
+        subresources: has_status.then_some(("status", status)).into_iter().collect(),
     }
 }
 

@@ -32,17 +32,16 @@ impl Version {
 
     /// A client's object in the stored version.
     pub(crate) fn to_stored(&self, mut value: Value) -> Result<Value, ApiStatus> {
-        if self.is_stored() {
-            stamp(&mut value, &self.stored);
-            return Ok(value);
-        }
-        convert(value, &self.requested, &self.stored)
+        let object = value.as_object_mut().ok_or_else(|| ApiStatus::bad_request("the body is not an object"))?;
+        object.insert("apiVersion".to_owned(), Value::from(self.requested.api_version()));
+        object.insert("kind".to_owned(), Value::from(self.requested.kind.as_str()));
+        Ok(if self.is_stored() { value } else { convert(value, &self.stored) })
     }
 
     /// A stored object in the client's version, as a tree.
     pub(crate) fn value_from_stored(&self, object: &StoredObject) -> Result<Value, ApiStatus> {
         let value = object.value().map_err(|error| ApiStatus::internal(format!("reading {}: {error}", object.key)))?;
-        if self.is_stored() { Ok(value) } else { convert(value, &self.stored, &self.requested) }
+        Ok(if self.is_stored() { value } else { convert(value, &self.requested) })
     }
 
     /// A stored object in the client's version.
@@ -55,16 +54,8 @@ impl Version {
     }
 }
 
-fn stamp(value: &mut Value, gvk: &GroupVersionKind) {
-    if let Some(object) = value.as_object_mut() {
-        object.insert("apiVersion".to_owned(), Value::from(gvk.api_version()));
-        object.insert("kind".to_owned(), Value::from(gvk.kind.as_str()));
-    }
-}
-
-fn convert(mut value: Value, _from: &GroupVersionKind, to: &GroupVersionKind) -> Result<Value, ApiStatus> {
-    stamp(&mut value, to);
-    Ok(value)
+fn convert(value: Value, to: &GroupVersionKind) -> Value {
+    rkube_api::convert::convert(value, &to.group, &to.version)
 }
 
 /// Another object at the key and revision of `like`.

@@ -9,6 +9,7 @@
 //!
 //! Behaves as `apiserver/pkg/registry/rest/{create,update,delete}.go`, v1.36.
 
+pub mod generic;
 mod table;
 
 use std::sync::Arc;

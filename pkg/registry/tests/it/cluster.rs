@@ -5,13 +5,11 @@ use std::time::Duration;
 
 use rkube_api::StoredObject;
 use rkube_api::k8s::core::v1::{ConfigMap, Pod};
-use rkube_api::resource::{Resource, SelectableField, SharedResource, StoredAs, Subresource};
 use rkube_apimachinery::clock::FakeClock;
 use rkube_apimachinery::field::{Error, ErrorList, Path};
 use rkube_apimachinery::gvk::GroupVersionResource;
 use rkube_apimachinery::meta::Meta;
 use rkube_apimachinery::random::SeededRandom;
-use rkube_apimachinery::schema::{Object, SchemaSet, Shape, TypeDef, TypeId};
 use rkube_apimachinery::status::ApiStatus;
 use rkube_registry::options::{CreateOptions, DeleteOptions, ListOptions, UpdateOptions};
 use rkube_registry::store::{Answer, Deleted, ListPage, Patch, Target, WatchEvent, Watcher, Written};
@@ -106,65 +104,19 @@ impl TypedStrategy for Careful {
     }
 }
 
-fn row(
-    group: &'static str,
-    plural: &'static str,
-    kind: &'static str,
-    fields: &[(&'static str, &'static str)],
-) -> SharedResource {
-    let prefix = if group.is_empty() { plural.to_owned() } else { format!("{group}/{plural}") };
-    let field = |(path, zero): &(&'static str, &'static str)| SelectableField {
-        label: (*path).into(),
-        path: (*path).into(),
-        zero: (*zero).into(),
-    };
-    let status = Subresource {
-        name: "status".into(),
-        group: group.into(),
-        version: "v1".into(),
-        kind: kind.into(),
-        verbs: vec!["get".into(), "patch".into(), "update".into()].into(),
-    };
-    Arc::new(Resource {
-        group: group.into(),
-        version: "v1".into(),
-        plural: plural.into(),
-        singular: kind.to_lowercase().into(),
-        short_names: vec![].into(),
-        categories: vec![].into(),
-        kind: kind.into(),
-        namespaced: true,
-        verbs: vec![].into(),
-        subresources: vec![status].into(),
-        schema: TypeId(0),
-        stored_as: Some(StoredAs {
-            prefix: prefix.into(),
-            group: group.into(),
-            version: "v1".into(),
-            kind: kind.into(),
-        }),
-        selectable_fields: fields.iter().map(field).collect::<Vec<_>>().into(),
-    })
-}
-
 pub fn config() -> Config {
-    let mut schema = SchemaSet::builtin(&[]);
-    schema.push(TypeDef {
-        name: "Any".into(),
-        shape: Shape::Object(Object { fields: vec![].into(), preserve_unknown: true, atomic: false }),
-    });
+    let served = [("", "configmaps"), ("", "pods"), ("coordination.k8s.io", "leases")];
+    let row = |(group, plural): (&str, &str)| {
+        let resource = GroupVersionResource::new(group, "v1", plural);
+        rkube_api::resource(&resource).expect("a row").clone()
+    };
     Config {
-        resources: vec![
-            row("", "configmaps", "ConfigMap", &[]),
-            row("", "pods", "Pod", &[("spec.nodeName", ""), ("status.phase", "")]),
-            row("coordination.k8s.io", "leases", "Lease", &[]),
-        ],
+        resources: served.map(row).to_vec(),
         strategies: vec![
             Registration::new("", "configmaps", Maps),
             Registration::new("", "pods", Pods).status(PodStatus),
             Registration::new("coordination.k8s.io", "leases", Careful),
         ],
-        schema: Arc::new(schema),
         ..Config::default()
     }
 }

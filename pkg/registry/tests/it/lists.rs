@@ -126,7 +126,10 @@ async fn a_version_from_the_future_is_waited_for_and_then_refused() {
     cluster.clock.advance(Duration::from_secs(4));
     let status = waiting.await.expect_err("too large");
     assert_eq!(status.code(), 504);
-    assert_eq!(status.message(), format!("Timeout: Too large resource version: {}, current: {}", newest + 1000, newest + 1));
+    assert_eq!(
+        status.message(),
+        format!("Timeout: Too large resource version: {}, current: {}", newest + 1000, newest + 1)
+    );
     assert_eq!(status.status().details.as_ref().map(|details| details.causes.len()), Some(1));
 }
 

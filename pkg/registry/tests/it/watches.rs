@@ -128,6 +128,7 @@ async fn a_version_that_is_too_old_is_told_so() {
     let again = Cluster::over(cluster.storage.clone()).await;
     let mut watching = again.watch("configmaps", "", from(1)).await.expect("watches");
     assert_eq!(watching.take(2).await, ["ERROR 410 too old resource version: 1 (3)", "end"]);
+    current(&cluster).await;
     cluster.clock.advance(Duration::from_secs(400));
     cluster.create("configmaps", map("new")).await.expect("creates");
     current(&cluster).await;
