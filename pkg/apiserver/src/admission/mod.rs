@@ -11,6 +11,7 @@ mod limit_ranger;
 mod namespace_lifecycle;
 mod object_in_use;
 mod objects;
+mod pod_security;
 mod priority;
 mod runtime_class;
 mod service_account;
@@ -60,6 +61,7 @@ impl Chain {
             Box::new(limit_ranger::LimitRanger::new(objects.clone())),
             Box::new(service_account::ServiceAccountAdmission::new(objects.clone(), random)),
             Box::new(taint_nodes::TaintNodesByCondition),
+            Box::new(pod_security::PodSecurity::new(objects.clone())),
             Box::new(priority::PriorityAdmission::new(objects.clone())),
             Box::new(default_tolerations::DefaultTolerationSeconds),
             Box::new(default_class::DefaultStorageClass::new(objects.clone())),
