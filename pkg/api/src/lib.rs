@@ -10,6 +10,7 @@ pub mod kind;
 mod kinds;
 pub mod object;
 pub mod pod_resources;
+pub mod quota;
 pub mod resource;
 pub mod schema;
 pub mod table;

@@ -13,6 +13,7 @@ mod object_in_use;
 mod objects;
 mod pod_security;
 mod priority;
+mod resource_quota;
 mod runtime_class;
 mod service_account;
 mod taint_nodes;
@@ -21,6 +22,7 @@ mod volume_resize;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::random::SharedRandom;
 use rkube_apimachinery::status::{ApiStatus, Reason};
 use rkube_registry::{Admission, Attributes, Operation, Registry};
@@ -54,7 +56,7 @@ impl Chain {
     }
 
     /// The plugins of this module, in upstream's order.
-    pub fn builtin(registry: &Arc<Registry>, random: SharedRandom) -> Vec<Box<dyn Plugin>> {
+    pub fn builtin(registry: &Arc<Registry>, clock: SharedClock, random: SharedRandom) -> Vec<Box<dyn Plugin>> {
         let objects = Objects::new(Arc::clone(registry));
         vec![
             Box::new(namespace_lifecycle::NamespaceLifecycle::new(objects.clone())),
@@ -68,7 +70,8 @@ impl Chain {
             Box::new(object_in_use::StorageObjectInUseProtection),
             Box::new(volume_resize::PersistentVolumeClaimResize::new(objects.clone())),
             Box::new(runtime_class::RuntimeClassAdmission::new(objects.clone())),
-            Box::new(default_class::DefaultIngressClass::new(objects)),
+            Box::new(default_class::DefaultIngressClass::new(objects.clone())),
+            Box::new(resource_quota::ResourceQuotaAdmission::new(objects, clock)),
         ]
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rkube_api::Kind;
 use rkube_apimachinery::gvk::GroupVersionResource;
 use rkube_apimachinery::status::ApiStatus;
-use rkube_registry::options::{GetOptions, ListOptions};
+use rkube_registry::options::{GetOptions, ListOptions, UpdateOptions};
 use rkube_registry::store::Target;
 use rkube_registry::{Registry, RequestContext, Store};
 
@@ -41,7 +41,25 @@ impl Objects {
 
     /// All objects of a namespace (all namespaces if empty) from the watch cache.
     pub async fn list<K: Kind>(&self, namespace: &str) -> Result<Vec<Arc<K>>, ApiStatus> {
-        let options = ListOptions { resource_version: "0".to_owned(), ..ListOptions::default() };
+        self.list_at(namespace, "0").await
+    }
+
+    /// All objects of a namespace as the datastore has them now.
+    pub async fn list_live<K: Kind>(&self, namespace: &str) -> Result<Vec<Arc<K>>, ApiStatus> {
+        self.list_at(namespace, "").await
+    }
+
+    /// Writes an object's status, if the object is still the version that was read.
+    pub async fn update_status<K: Kind>(&self, object: &K) -> Result<(), ApiStatus> {
+        let metadata = object.metadata();
+        let namespace = metadata.namespace.clone().unwrap_or_default();
+        let target = Target::new(namespace, metadata.name.clone().unwrap_or_default()).subresource("status");
+        self.store::<K>()?.update(&self.context, &target, object.to_value(), &UpdateOptions::default()).await?;
+        Ok(())
+    }
+
+    async fn list_at<K: Kind>(&self, namespace: &str, version: &str) -> Result<Vec<Arc<K>>, ApiStatus> {
+        let options = ListOptions { resource_version: version.to_owned(), ..ListOptions::default() };
         let page = self.store::<K>()?.list(&self.context, namespace, &options).await?;
         page.items.iter().map(|item| item.typed::<K>().map_err(undecodable)).collect()
     }
