@@ -12,6 +12,7 @@ pub mod gvk;
 pub mod int_or_string;
 pub mod key;
 pub mod labels;
+pub mod managed_fields;
 pub mod meta;
 pub mod names;
 pub mod patch;

@@ -39,7 +39,12 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
-/// Go's `unicode.IsPrint` beyond ASCII: the standard library's table leaves out the same categories.
+/// Go's `unicode.IsPrint`.
+pub fn is_print(character: char) -> bool {
+    (' '..='~').contains(&character) || (!character.is_ascii() && is_printable(character))
+}
+
+/// `IsPrint` beyond ASCII: the standard library's table leaves out the same categories.
 /// A combining mark counts as printable only after another character, hence the leading letter.
 fn is_printable(character: char) -> bool {
     let mut buffer = String::with_capacity(5);

@@ -49,6 +49,11 @@ impl SchemaSet {
         }
     }
 
+    /// Whether `id` is of the generated table, whose types mirror Go structs.
+    pub fn is_builtin(&self, id: TypeId) -> bool {
+        (id.0 as usize) < self.base.len()
+    }
+
     pub fn len(&self) -> usize {
         self.base.len() + self.own.len()
     }

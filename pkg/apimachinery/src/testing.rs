@@ -2,7 +2,8 @@
 //!
 //! A type is a scalar's name (`string`, `int`, `bool`, `quantity`, `intstr`, `json`), `{"ref": "Name"}`, or an
 //! object with one of `fields`, `list`, `map` and options: `atomic`, `preserve`; for lists `set`, `keys`,
-//! `patch` (`merge`, `retainKeys`) and `mergeKey`; on any field's type `fieldPatch`, `default`, `required`.
+//! `patch` (`merge`, `retainKeys`) and `mergeKey`; on any field's type `fieldPatch`, `default`, `required`,
+//! `presence` (`pointer`, `always`).
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -38,6 +39,14 @@ impl Types {
             set.push(definition);
         }
         Self { set, names: builder.names }
+    }
+
+    /// The same types as a generated table would hold them.
+    pub(crate) fn builtin(description: Value) -> Self {
+        let own = Self::new(description);
+        let count = u32::try_from(own.set.len()).expect("few types");
+        let types: Vec<TypeDef> = (0..count).map(|id| own.set.get(TypeId(id)).clone()).collect();
+        Self { set: SchemaSet::builtin(types.leak()), names: own.names }
     }
 
     pub(crate) fn id(&self, name: &str) -> TypeId {
@@ -89,7 +98,11 @@ impl Builder {
                     number: 0,
                     ty: self.ty(ty),
                     required: ty.get("required").is_some(),
-                    presence: Presence::OmitEmpty,
+                    presence: match ty.get("presence").and_then(Value::as_str) {
+                        Some("pointer") => Presence::Pointer,
+                        Some("always") => Presence::Always,
+                        _ => Presence::OmitEmpty,
+                    },
                     default: ty.get("default").map(|value| Cow::Owned(value.to_string())),
                     patch: strategy(ty.get("fieldPatch")),
                 })
