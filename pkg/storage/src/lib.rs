@@ -1,6 +1,6 @@
 //! A revisioned key-value store with watch and compaction: etcd's model behind one trait.
 //!
-//! Backends: embedded (default), etcd, and memory (tests). One conformance suite runs over all.
+//! Backends: [`embedded`] (default), [`etcd`], and [`memory`] (tests). One conformance suite runs over all.
 //!
 //! **Invariant:** storage holds bytes and revisions. It knows no kinds, no JSON and no namespaces; a
 //! key is a path.
@@ -9,6 +9,7 @@
 
 pub mod embedded;
 mod error;
+pub mod etcd;
 mod index;
 pub mod memory;
 mod types;
