@@ -96,6 +96,7 @@ impl Builder {
                 .map(|(name, ty)| Field {
                     json: Cow::Owned(name.clone()),
                     number: 0,
+                    within: Cow::Borrowed(&[]),
                     ty: self.ty(ty),
                     required: ty.get("required").is_some(),
                     presence: match ty.get("presence").and_then(Value::as_str) {
@@ -110,6 +111,7 @@ impl Builder {
             fields.sort_by(|a, b| a.json.cmp(&b.json));
             return Shape::Object(Object {
                 fields: Cow::Owned(fields),
+                wire: Cow::Borrowed(&[]),
                 preserve_unknown: flag("preserve"),
                 atomic: flag("atomic"),
             });
@@ -131,6 +133,7 @@ impl Builder {
             kind,
             patch: strategy(ty.get("patch")),
             patch_merge_key: Cow::Owned(merge_key.to_owned()),
+            wrapped: false,
         })
     }
 }

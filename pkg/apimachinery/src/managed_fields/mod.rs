@@ -336,6 +336,7 @@ fn zero(schemas: &SchemaSet, ty: TypeId, depth: usize) -> Option<Value> {
     for field in object.fields.iter() {
         let value = match (field.presence, &schemas.get(field.ty).shape) {
             (Presence::Pointer, _) => None,
+            (Presence::Nullable, _) => Some(Value::Null),
             (_, Shape::Object(_)) if depth < 16 => zero(schemas, field.ty, depth + 1),
             (Presence::Always, Shape::Scalar(Scalar::Bool)) => Some(Value::Bool(false)),
             (Presence::Always, Shape::Scalar(Scalar::Int32 | Scalar::Int64 | Scalar::Double)) => Some(Value::from(0)),

@@ -744,7 +744,7 @@ proptest! {
             scenario = scenario.force(names[who], config.clone());
             prop_assert!(scenario.log.ends_with("no change\n"), "{}", scenario.log);
             // A label applied before and by nobody now is gone.
-            let before = std::mem::replace(&mut last[who], Some(config.clone()));
+            let before = last[who].replace(config.clone());
             if let Some(before) = before {
                 let label = |config: &Value, key: &str| config["metadata"]["labels"].get(key).is_some();
                 for key in ["a", "b", "c"] {
