@@ -268,7 +268,7 @@ fn nonempty_list(items: Vec<Value>) -> Value {
 }
 
 /// A condition to set; see [`set_condition`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Condition<'a> {
     pub kind: &'a str,
     /// `True`, `False` or `Unknown`.

@@ -19,9 +19,12 @@ pub mod registry;
 mod selector;
 pub mod store;
 pub mod strategy;
+mod subresource;
 
 pub use admission::{Admission, Attributes, Operation};
 pub use context::{RequestContext, UserInfo};
-pub use registry::{Config, Registry};
+pub use registry::{Config, Registry, RuntimeStrategies};
 pub use store::Store;
 pub use strategy::{Strategy, StrategyContext, TypedStrategy};
+pub use subresource::scale::{ScalePaths, SelectorPath};
+pub use subresource::token::{NameAndUid, TokenPolicy, TokenSigner, TokenToSign};

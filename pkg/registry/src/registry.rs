@@ -25,6 +25,8 @@ use crate::store::Store;
 use crate::store::core::Core;
 use crate::strategy::generic::{GenericStatusStrategy, GenericStrategy};
 use crate::strategy::{Registration, SharedStrategy};
+use crate::subresource::scale::ScalePaths;
+use crate::subresource::token::TokenSigner;
 
 /// What the registry is told at start.
 pub struct Config {
@@ -33,6 +35,8 @@ pub struct Config {
     pub strategies: Vec<Registration>,
     /// The types of the built-in rows.
     pub schema: Arc<SchemaSet>,
+    /// Signs service account tokens; without one there are none.
+    pub token_signer: Option<Arc<dyn TokenSigner>>,
     /// The ranges of cluster IPs, primary family first.
     pub service_cidrs: Vec<IpNet>,
     /// First and last node port.
@@ -49,6 +53,7 @@ impl Default for Config {
             resources: rkube_api::resources().to_vec(),
             strategies: crate::strategy::strategies(),
             schema: Arc::new(rkube_api::schema().clone()),
+            token_signer: None,
             service_cidrs: Vec::new(),
             node_ports: (30_000, 32_767),
             event_ttl: Duration::from_secs(3600),
@@ -75,6 +80,8 @@ pub struct RuntimeStrategies {
     pub schema: Arc<SchemaSet>,
     pub main: SharedStrategy,
     pub subresources: Vec<(&'static str, SharedStrategy)>,
+    /// For resources with the subresource.
+    pub scale: Option<ScalePaths>,
 }
 
 /// What all stores share.
@@ -84,6 +91,15 @@ pub(crate) struct Shared {
     pub(crate) random: SharedRandom,
     pub(crate) feed: Arc<Feed>,
     pub(crate) metrics: RegistryMetrics,
+    pub(crate) token_signer: Option<Arc<dyn TokenSigner>>,
+    /// Stores find one another here: an eviction its budgets, a token its pod. Emptied when the registry goes.
+    stores: ArcSwap<Stores>,
+}
+
+impl Shared {
+    pub(crate) fn store(&self, resource: &GroupVersionResource) -> Option<Store> {
+        self.stores.load().get(resource).cloned()
+    }
 }
 
 type Stores = HashMap<GroupVersionResource, Store>;
@@ -92,7 +108,6 @@ type Stores = HashMap<GroupVersionResource, Store>;
 pub struct Registry {
     shared: Arc<Shared>,
     routes: Arc<Routes>,
-    stores: ArcSwap<Stores>,
     /// Adding and removing are one at a time.
     changing: tokio::sync::Mutex<()>,
     /// Ends the feed when dropped.
@@ -115,37 +130,40 @@ impl Registry {
         let (feed, runner) = Feed::start(storage.clone(), routes.clone(), clock.clone())
             .await
             .map_err(|source| RegistryError::Load { prefix: ROOT.to_owned(), source })?;
-        let shared = Arc::new(Shared { storage, clock, random, feed, metrics: RegistryMetrics::default() });
+        let shared = Arc::new(Shared {
+            storage,
+            clock,
+            random,
+            feed,
+            metrics: RegistryMetrics::default(),
+            token_signer: config.token_signer.clone(),
+            stores: ArcSwap::default(),
+        });
         let mut stores = Stores::new();
         for rows in groups {
             let strategies = strategies_of(&rows, &config);
             add_stores(&mut stores, &shared, &routes, rows, strategies);
         }
+        shared.stores.store(Arc::new(stores));
         let (stop, stopped) = oneshot::channel();
         task::spawn(info_span!("watch-cache"), runner.run(stopped));
-        Ok(Arc::new(Self {
-            shared,
-            routes,
-            stores: ArcSwap::from_pointee(stores),
-            changing: tokio::sync::Mutex::default(),
-            stop: Mutex::new(Some(stop)),
-        }))
+        Ok(Arc::new(Self { shared, routes, changing: tokio::sync::Mutex::default(), stop: Mutex::new(Some(stop)) }))
     }
 
     pub fn store(&self, resource: &GroupVersionResource) -> Option<Store> {
-        self.stores.load().get(resource).cloned()
+        self.shared.store(resource)
     }
 
     /// Every row served, in no order.
     pub fn resources(&self) -> Vec<SharedResource> {
-        self.stores.load().values().map(|store| store.resource().clone()).collect()
+        self.shared.stores.load().values().map(|store| store.resource().clone()).collect()
     }
 
     /// Serves all versions of a resource, loading what is stored of it. Rows that are served already are
     /// replaced; watches of theirs go on when the storage prefix is the same.
     pub async fn add(&self, rows: Vec<SharedResource>, strategies: RuntimeStrategies) -> Result<(), RegistryError> {
         let _changing = self.changing.lock().await;
-        let mut stores = Stores::clone(&self.stores.load());
+        let mut stores = Stores::clone(&self.shared.stores.load());
         for rows in by_storage(&rows) {
             let prefix = prefix_of(&rows);
             if self.routes.get(&prefix).is_none() {
@@ -158,14 +176,14 @@ impl Registry {
             }
             add_stores(&mut stores, &self.shared, &self.routes, rows, strategies.clone());
         }
-        self.stores.store(Arc::new(stores));
+        self.shared.stores.store(Arc::new(stores));
         Ok(())
     }
 
     /// Stops serving a resource in all versions and ends its watches. Its objects stay in storage.
     pub async fn remove(&self, group: &str, plural: &str) {
         let _changing = self.changing.lock().await;
-        let mut stores = Stores::clone(&self.stores.load());
+        let mut stores = Stores::clone(&self.shared.stores.load());
         let mut prefixes = Vec::new();
         stores.retain(|resource, store| {
             let goes = resource.group == group && resource.resource == plural;
@@ -174,7 +192,7 @@ impl Registry {
             }
             !goes
         });
-        self.stores.store(Arc::new(stores));
+        self.shared.stores.store(Arc::new(stores));
         for prefix in prefixes {
             if let Some(cache) = self.routes.remove(&prefix) {
                 cache.close();
@@ -189,12 +207,19 @@ impl Registry {
 
     /// Brings gauges up to date. Call before metrics are encoded.
     pub fn update_metrics(&self) {
-        self.shared.metrics.update(self.stores.load().values());
+        self.shared.metrics.update(self.shared.stores.load().values());
     }
 
     /// Ends the feed, all watches and all background work.
     pub fn shutdown(&self) {
         self.stop.lock().take();
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        // Stores hold what they share and that holds the stores.
+        self.shared.stores.store(Arc::default());
     }
 }
 
@@ -241,8 +266,10 @@ fn strategies_of(rows: &[SharedResource], config: &Config) -> RuntimeStrategies 
     let registered = rows
         .iter()
         .find_map(|row| config.strategies.iter().find(|known| known.group == row.group && known.plural == row.plural));
+    let scale = rows.iter().find_map(|row| ScalePaths::builtin(row));
     if let Some(registered) = registered {
         return RuntimeStrategies {
+            scale,
             schema: config.schema.clone(),
             main: registered.main.clone(),
             subresources: registered.subresources.clone(),
@@ -256,6 +283,7 @@ fn strategies_of(rows: &[SharedResource], config: &Config) -> RuntimeStrategies 
         schema: config.schema.clone(),
         main: Arc::new(GenericStrategy { has_status, allow_unconditional_update: true }),
         subresources: has_status.then_some(("status", status)).into_iter().collect(),
+        scale,
     }
 }
 
@@ -280,6 +308,7 @@ fn add_stores(
         stored,
         namespaced: row.namespaced,
         fields: fields_of(&rows),
+        scale: strategies.scale,
         strategy: strategies.main,
         subresources: strategies.subresources.into_iter().collect(),
         hooks,

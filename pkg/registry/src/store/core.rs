@@ -20,6 +20,7 @@ use crate::encode;
 use crate::hooks::Hooks;
 use crate::registry::Shared;
 use crate::strategy::SharedStrategy;
+use crate::subresource::scale::ScalePaths;
 
 /// Attempts of one write against concurrent writers. Each failure means another one succeeded.
 const ATTEMPTS_MAX: usize = 100;
@@ -36,6 +37,7 @@ pub(crate) struct Core {
     pub(crate) fields: Vec<SelectableField>,
     pub(crate) strategy: SharedStrategy,
     pub(crate) subresources: HashMap<&'static str, SharedStrategy>,
+    pub(crate) scale: Option<ScalePaths>,
     pub(crate) hooks: Arc<dyn Hooks>,
 }
 

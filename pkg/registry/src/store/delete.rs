@@ -26,6 +26,7 @@ use crate::options::{DeleteOptions, ListOptions};
 use crate::store::core::{ChangeMade, Outcome, Updated, Updater, decode_status};
 use crate::store::{Answer, Deleted, ListPage, Store, Target};
 use crate::strategy::{GarbageCollectionPolicy, StrategyContext};
+use crate::subresource::check;
 
 /// Items of a collection deleted at once.
 const COLLECTION_CONCURRENCY: usize = 16;
@@ -200,22 +201,9 @@ impl Delete<'_> {
     }
 
     fn check_preconditions(&self, existing: &StoredObject) -> Result<(), ApiStatus> {
-        let Some(preconditions) = &self.options.preconditions else {
-            return Ok(());
-        };
-        let failed = |what: &str, wanted: &str, found: &str| {
-            let text = format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}");
-            ApiStatus::conflict(self.resource, &self.target.name, &text)
-        };
-        if let Some(uid) = &preconditions.uid
-            && *uid != existing.selection.uid
-        {
-            return Err(failed("UID", uid, &existing.selection.uid));
-        }
-        let revision = existing.revision.to_string();
-        match &preconditions.resource_version {
-            Some(version) if *version != revision => Err(failed("ResourceVersion", version, &revision)),
-            _ => Ok(()),
+        match &self.options.preconditions {
+            Some(preconditions) => check(preconditions, existing, self.resource, &self.target.name),
+            None => Ok(()),
         }
     }
 

@@ -24,6 +24,8 @@ use crate::admission::{Attributes, Operation, OperationOptions};
 use crate::context::RequestContext;
 use crate::options::{CreateOptions, DeleteOptions, GetOptions, ListOptions, PatchOptions, UpdateOptions};
 
+pub(crate) use delete::success;
+
 use convert::Version;
 use core::Core;
 
@@ -126,7 +128,8 @@ impl Store {
         target: &Target,
         options: &GetOptions,
     ) -> Result<Arc<StoredObject>, ApiStatus> {
-        self.get_object(context, target, options).await
+        let object = self.get_object(context, target, options).await?;
+        if target.subresource == "scale" { self.scale_of(&object) } else { Ok(object) }
     }
 
     /// Lists a namespace, or everything for an empty `namespace`.
@@ -159,7 +162,13 @@ impl Store {
         body: Value,
         options: &CreateOptions,
     ) -> Result<Answer, ApiStatus> {
-        self.create_object(context, target, body, options).await
+        match target.subresource.as_str() {
+            "" => self.create_object(context, target, body, options).await,
+            "binding" => self.bind(context, target, body, options).await,
+            "eviction" => self.evict(context, target, body, options).await,
+            "token" => self.request_token(context, target, body, options).await,
+            other => Err(self.no_subresource(other)),
+        }
     }
 
     /// Replaces an object or a subresource. `body` has passed the schema check.

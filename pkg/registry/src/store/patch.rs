@@ -5,9 +5,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rkube_apimachinery::gvk::GroupVersionKind;
 use rkube_apimachinery::meta::Meta;
 use rkube_apimachinery::patch::json::JsonPatch;
 use rkube_apimachinery::patch::{merge, strategic};
+use rkube_apimachinery::schema::{SchemaSet, TypeId};
 use rkube_apimachinery::status::ApiStatus;
 use serde_json::Value;
 
@@ -74,7 +76,7 @@ impl PatchRequest {
     /// The object after the patch, in the stored version, with defaults and owned fields. `current` is the
     /// object in the client's version and as it is stored; `None` when an apply creates it.
     pub(crate) fn apply(
-        &mut self,
+        &self,
         request: &WriteRequest<'_>,
         current: Option<(Value, &Value)>,
     ) -> Result<Value, ApiStatus> {
@@ -96,28 +98,43 @@ impl PatchRequest {
             return Ok(new);
         };
         let patched = match &self.patch {
-            Parsed::Json(patch) => {
-                let mut patched = current;
-                patch.clone().apply(&mut patched)?;
-                patched
-            }
-            Parsed::Merge(patch) => {
-                let mut patched = current;
-                merge::apply(&mut patched, patch.clone())?;
-                patched
-            }
-            Parsed::Strategic(patch) => {
-                let mut patched = current;
-                strategic::apply(&store.core.schema, store.row.schema, &mut patched, patch.clone())?;
-                patched
-            }
             Parsed::Apply(config) => managed::apply(Some(&current), config.clone(), self.force, &request.managed())?,
+            _ => self.apply_plain(current, &store.core.schema, store.row.schema)?,
         };
         let mut new = self.finish(request, patched)?;
         if !matches!(self.patch, Parsed::Apply(_)) {
             managed::update(Some(old), &mut new, &request.managed());
         }
         Ok(new)
+    }
+
+    /// The three kinds of patches that know no owners.
+    fn apply_plain(&self, mut document: Value, schema: &SchemaSet, ty: TypeId) -> Result<Value, ApiStatus> {
+        match &self.patch {
+            Parsed::Json(patch) => patch.clone().apply(&mut document)?,
+            Parsed::Merge(patch) => merge::apply(&mut document, patch.clone())?,
+            Parsed::Strategic(patch) => strategic::apply(schema, ty, &mut document, patch.clone())?,
+            Parsed::Apply(_) => return Err(ApiStatus::internal("an apply is no plain patch")),
+        }
+        Ok(document)
+    }
+
+    /// The scale after the patch; for an apply, what it says.
+    pub(crate) fn apply_to_scale(&self, current: Value) -> Result<Value, ApiStatus> {
+        if let Parsed::Apply(config) = &self.patch {
+            return Ok(config.clone());
+        }
+        let kind = GroupVersionKind::new("autoscaling", "v1", "Scale");
+        let ty = rkube_api::type_of(&kind).ok_or_else(|| ApiStatus::internal("the schema has no Scale"))?;
+        self.apply_plain(current, rkube_api::schema(), ty)
+    }
+
+    pub(crate) fn is_apply(&self) -> bool {
+        matches!(self.patch, Parsed::Apply(_))
+    }
+
+    pub(crate) fn is_forced(&self) -> bool {
+        self.force
     }
 
     fn finish(&self, request: &WriteRequest<'_>, patched: Value) -> Result<Value, ApiStatus> {

@@ -14,7 +14,7 @@ use rkube_api::StoredObject;
 use rkube_api::draft::Draft;
 use rkube_apimachinery::chain::chain;
 use rkube_apimachinery::field::{Error, ErrorList, Path};
-use rkube_apimachinery::gvk::GroupKind;
+use rkube_apimachinery::gvk::{GroupKind, GroupVersionKind};
 use rkube_apimachinery::key::ObjectKey;
 use rkube_apimachinery::meta::{Meta, MetaMut};
 use rkube_apimachinery::random;
@@ -29,11 +29,13 @@ use crate::hooks::Transaction;
 use crate::managed;
 use crate::metadata;
 use crate::options::{CreateOptions, UpdateOptions};
+use crate::store::convert::object_of;
 use crate::store::core::{ChangeMade, Outcome, Updater, decode_status};
 use crate::store::delete::has_spec_finalizers;
 use crate::store::patch::PatchRequest;
 use crate::store::{Answer, Store, Target, Written};
 use crate::strategy::{SharedStrategy, StrategyContext};
+use crate::subresource::scale::ScalePaths;
 
 /// Attempts at a generated name: with 27^5 suffixes eight in a row clash once in a million names a thousandth
 /// of the time.
@@ -59,7 +61,8 @@ impl<'a> WriteRequest<'a> {
         dry_run: bool,
     ) -> Result<Self, ApiStatus> {
         let strategy = match target.subresource.as_str() {
-            "" => &store.core.strategy,
+            "scale" if store.core.scale.is_none() => return Err(store.no_subresource("scale")),
+            "" | "scale" => &store.core.strategy,
             name => store.core.subresources.get(name).ok_or_else(|| store.no_subresource(name))?,
         };
         let field_manager = if field_manager.is_empty() { &context.default_field_manager } else { field_manager };
@@ -206,7 +209,10 @@ impl<'a> WriteRequest<'a> {
         managed::ignore_timestamps(draft.value(), old);
 
         attributes.object = Some(draft);
-        self.context.admission.validate(attributes).await?;
+        // A scale was admitted as a scale.
+        if self.target.subresource != "scale" {
+            self.context.admission.validate(attributes).await?;
+        }
         let value = take(attributes)?.into_value();
         if value.name() != &**name {
             return Err(ApiStatus::conflict(&resource, name, "the name of the object was changed"));
@@ -380,6 +386,9 @@ impl Store {
     ) -> Result<Written, ApiStatus> {
         options.validate()?;
         let request = WriteRequest::new(self, context, target, &options.field_manager, options.is_dry_run())?;
+        if target.subresource == "scale" {
+            return self.rewrite(request, Source::Put(body), false, None, options).await;
+        }
         let mut value = self.version.to_stored(body)?;
         metadata::ensure_namespace(&mut value, self.core.namespaced, &target.namespace)?;
         metadata::check_name(&value, &target.name)?;
@@ -403,6 +412,7 @@ impl Store {
     ) -> Result<Written, ApiStatus> {
         let key = self.key(request.target);
         let dry_run = request.dry_run;
+        let is_scale = request.target.subresource == "scale";
         let mut rewrite = Rewrite { request, source, allow_create, uid, options, transaction: None, finished: None };
         let resource = self.row.group_resource();
         let updated = self.core.guaranteed_update(&resource, &key, dry_run, &mut rewrite).await?;
@@ -414,7 +424,7 @@ impl Store {
                 }
                 // The client sees what it sent, not the last state with the finalizer.
                 if let Some(value) = rewrite.finished.take() {
-                    object = Arc::new(super::convert::object_of(&object, &value)?);
+                    object = Arc::new(object_of(&object, &value)?);
                 }
             }
             ChangeMade::Created | ChangeMade::Updated if !dry_run => {
@@ -424,7 +434,7 @@ impl Store {
             }
             _ => {}
         }
-        let object = self.version.from_stored(&object)?;
+        let object = if is_scale { self.scale_of(&object)? } else { self.version.from_stored(&object)? };
         Ok(Written { object, created: updated.change == ChangeMade::Created })
     }
 }
@@ -437,11 +447,9 @@ fn with_message(status: ApiStatus, message: String) -> ApiStatus {
 
 /// Where the new state comes from.
 pub(crate) enum Source {
-    /// The body of a PUT, in the stored version, with defaults.
+    /// The body of a PUT, in the stored version, with defaults; or a scale.
     Put(Value),
     Patch(PatchRequest),
-    /// A change of one part by the server itself (scale, binding).
-    Change(Box<dyn FnMut(&StoredObject, Value) -> Result<Value, ApiStatus> + Send>),
 }
 
 struct Rewrite<'a> {
@@ -494,6 +502,9 @@ impl Rewrite<'_> {
         let store = request.store;
         let read = |error| ApiStatus::internal(format!("reading {}: {error}", existing.key));
         let old = existing.value().map_err(read)?;
+        if let (Some(paths), "scale") = (&store.core.scale, request.target.subresource.as_str()) {
+            return self.change_scale(paths, old, existing).await;
+        }
         let managed = request.managed();
         let new = match &mut self.source {
             Source::Put(body) => {
@@ -504,11 +515,6 @@ impl Rewrite<'_> {
             Source::Patch(patch) => {
                 let current = store.version.value_from_stored(existing)?;
                 patch.apply(request, Some((current, &old)))?
-            }
-            Source::Change(change) => {
-                let mut new = change(existing, old.clone())?;
-                managed::update(Some(&old), &mut new, &managed);
-                new
             }
         };
         let options = OperationOptions::Update(self.options.clone());
@@ -532,6 +538,61 @@ impl Rewrite<'_> {
         }
     }
 
+    /// The scale is what is sent and admitted; the object it scales is what is validated and stored.
+    async fn change_scale(
+        &mut self,
+        paths: &ScalePaths,
+        old: Value,
+        existing: &Arc<StoredObject>,
+    ) -> Result<Outcome, ApiStatus> {
+        let request = &self.request;
+        let store = request.store;
+        let managed = request.managed();
+        let current = paths.read(&old)?;
+        let mut scale = match &self.source {
+            Source::Put(body) => body.clone(),
+            Source::Patch(patch) => patch.apply_to_scale(current.clone())?,
+        };
+        metadata::ensure_namespace(&mut scale, store.core.namespaced, &request.target.namespace)?;
+        metadata::check_name(&scale, &request.target.name)?;
+        if !scale.uid().is_empty() && scale.uid() != old.uid() {
+            let text =
+                format!("Precondition failed: UID in precondition: {}, UID in object meta: {}", scale.uid(), old.uid());
+            return Err(ApiStatus::conflict(&store.scale_resource(), &request.target.name, &text));
+        }
+        let options = OperationOptions::Update(self.options.clone());
+        let old_scale = Arc::new(object_of(existing, &current)?);
+        let name = request.target.name.clone();
+        let mut attributes =
+            request.attributes(Operation::Update, name.clone(), Some(Draft::new(scale)), Some(old_scale), options);
+        attributes.kind = GroupVersionKind::new("autoscaling", "v1", "Scale");
+        request.context.admission.admit(&mut attributes).await?;
+        let scale = take(&mut attributes)?.into_value();
+
+        let new = match &self.source {
+            Source::Patch(patch) if patch.is_apply() => {
+                let config = paths.config(&scale, &store.row)?;
+                managed::apply(Some(&old), config, patch.is_forced(), &managed)?
+            }
+            _ => {
+                let mut new = old.clone();
+                paths.write(&scale, &mut new, &name)?;
+                new.set_resource_version(scale.resource_version());
+                managed::update(Some(&old), &mut new, &managed);
+                new
+            }
+        };
+        attributes.object = Some(Draft::new(scale));
+        request.context.admission.validate(&mut attributes).await?;
+        match request.build_update(new, &old, existing, &mut attributes).await? {
+            BuiltUpdate::Changed(stored, transaction) => {
+                self.transaction = transaction;
+                Ok(Outcome::Put(stored))
+            }
+            BuiltUpdate::Finished(_) => Ok(Outcome::Keep),
+        }
+    }
+
     async fn create(&mut self) -> Result<Outcome, ApiStatus> {
         let request = &self.request;
         let mut new = match &mut self.source {
@@ -541,9 +602,6 @@ impl Rewrite<'_> {
                 new
             }
             Source::Patch(patch) => patch.apply(request, None)?,
-            Source::Change(_) => {
-                return Err(ApiStatus::not_found(&request.store.row.group_resource(), &request.target.name));
-            }
         };
         new.set_resource_version("");
         let options = OperationOptions::Create(CreateOptions {

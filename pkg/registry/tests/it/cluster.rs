@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use rkube_api::StoredObject;
 use rkube_api::k8s::core::v1::{ConfigMap, Pod};
 use rkube_apimachinery::clock::FakeClock;
@@ -14,7 +15,9 @@ use rkube_apimachinery::status::ApiStatus;
 use rkube_registry::options::{CreateOptions, DeleteOptions, ListOptions, UpdateOptions};
 use rkube_registry::store::{Answer, Deleted, ListPage, Patch, Target, WatchEvent, Watcher, Written};
 use rkube_registry::strategy::Registration;
-use rkube_registry::{Config, Registry, RequestContext, Store, StrategyContext, TypedStrategy};
+use rkube_registry::{
+    Config, Registry, RequestContext, Store, StrategyContext, TokenPolicy, TokenSigner, TokenToSign, TypedStrategy,
+};
 use rkube_storage::memory::MemoryStorage;
 use serde_json::{Value, json};
 
@@ -105,7 +108,16 @@ impl TypedStrategy for Careful {
 }
 
 pub fn config() -> Config {
-    let served = [("", "configmaps"), ("", "pods"), ("coordination.k8s.io", "leases")];
+    let served = [
+        ("", "configmaps"),
+        ("", "nodes"),
+        ("", "pods"),
+        ("", "replicationcontrollers"),
+        ("", "serviceaccounts"),
+        ("apps", "deployments"),
+        ("coordination.k8s.io", "leases"),
+        ("policy", "poddisruptionbudgets"),
+    ];
     let row = |(group, plural): (&str, &str)| {
         let resource = GroupVersionResource::new(group, "v1", plural);
         rkube_api::resource(&resource).expect("a row").clone()
@@ -117,7 +129,29 @@ pub fn config() -> Config {
             Registration::new("", "pods", Pods).status(PodStatus),
             Registration::new("coordination.k8s.io", "leases", Careful),
         ],
+        token_signer: Some(Arc::new(Signer)),
         ..Config::default()
+    }
+}
+
+/// Signs by writing down what it is asked to sign.
+struct Signer;
+
+impl TokenSigner for Signer {
+    fn policy(&self) -> TokenPolicy {
+        TokenPolicy { audiences: vec!["api".to_owned()], expiration_seconds_max: 7200, extend_expiration: true }
+    }
+
+    fn sign<'a>(&'a self, request: &'a TokenToSign) -> BoxFuture<'a, Result<String, ApiStatus>> {
+        Box::pin(std::future::ready(Ok(format!(
+            "{} pod={:?} node={:?} aud={:?} exp={} warn={}",
+            request.service_account.name,
+            request.pod.as_ref().map(|pod| &pod.name),
+            request.node.as_ref().map(|node| &node.name),
+            request.audiences,
+            request.expiration_seconds,
+            request.warn_after_seconds,
+        ))))
     }
 }
 
@@ -135,7 +169,12 @@ impl Cluster {
     }
 
     pub fn store(&self, plural: &str) -> Store {
-        let group = if plural == "leases" { "coordination.k8s.io" } else { "" };
+        let group = match plural {
+            "deployments" => "apps",
+            "leases" => "coordination.k8s.io",
+            "poddisruptionbudgets" => "policy",
+            _ => "",
+        };
         self.registry.store(&GroupVersionResource::new(group, "v1", plural)).expect("the resource is served")
     }
 
@@ -146,6 +185,10 @@ impl Cluster {
             Answer::Object(object) => Ok(value(&object)),
             Answer::Status(status) => panic!("a status instead of an object: {status:?}"),
         }
+    }
+
+    pub async fn post(&self, plural: &str, target: &Target, body: Value) -> Result<Answer, ApiStatus> {
+        self.store(plural).create(&self.context, target, body, &CreateOptions::default()).await
     }
 
     pub async fn update(&self, plural: &str, target: &Target, body: Value) -> Result<Written, ApiStatus> {

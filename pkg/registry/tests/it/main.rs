@@ -3,5 +3,6 @@
 mod cluster;
 mod deletion;
 mod lists;
+mod subresources;
 mod watches;
 mod writes;
