@@ -101,6 +101,7 @@ mod tests {
             subresources: [].as_slice().into(),
             schema: TypeId(0),
             stored_as: None,
+            storage_version_hash: "".into(),
             selectable_fields: vec![
                 SelectableField { label: "a".into(), path: "status.replicas".into(), zero: "0".into() },
                 SelectableField { label: "b".into(), path: "status.none".into(), zero: "0".into() },

@@ -12,6 +12,7 @@ mod run;
 mod common;
 
 mod deployment;
+mod endpointslice;
 mod replicaset;
 
 #[cfg(test)]

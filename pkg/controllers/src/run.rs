@@ -7,11 +7,16 @@ use rkube_client::factory::NotSynced;
 use tracing::{error, info, info_span};
 
 use crate::context::{ControllerContext, Descriptor};
-use crate::{deployment, replicaset};
+use crate::{deployment, endpointslice, replicaset};
 
 /// All controllers, by name.
 pub fn descriptors() -> &'static [Descriptor] {
-    &[deployment::DEPLOYMENT, replicaset::REPLICASET, replicaset::REPLICATIONCONTROLLER]
+    &[
+        deployment::DEPLOYMENT,
+        endpointslice::ENDPOINTSLICE,
+        replicaset::REPLICASET,
+        replicaset::REPLICATIONCONTROLLER,
+    ]
 }
 
 /// Runs the enabled controllers until shutdown. `ready` is called when their caches have synced.

@@ -1,0 +1,203 @@
+//! Carries out the plan for one Service at a time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rkube_api::k8s::core::v1::{Node, Pod, Service};
+use rkube_api::k8s::discovery::v1::EndpointSlice;
+use rkube_apimachinery::key::ObjectKey;
+use rkube_apimachinery::labels::Selector;
+use rkube_client::owner::uid_of;
+use rkube_client::workqueue::RateLimits;
+use rkube_client::{
+    Client, DeleteOptions, Delta, EventRecorder, Lister, Reconciler, Requeue, Runner, SyncError, WorkQueue,
+};
+
+use super::plan::{Changes, Style, plan};
+use super::{MANAGED_BY, NAME};
+use crate::common::enqueue::enqueue_all;
+use crate::common::errors::{ignore_not_found, namespace_terminating};
+use crate::common::pods;
+use crate::common::service_pods::{
+    affected_services, publishes_not_ready, selects, should_be_in_endpoints, wants_endpoints,
+};
+use crate::common::trigger_time::{LAST_CHANGE_TRIGGER_TIME, TriggerTimes};
+use crate::common::written::Written;
+use crate::context::{ControllerContext, Running};
+
+/// Failures in a row before a Service waits for its next event.
+const RETRIES_MAX: u32 = 15;
+
+struct EndpointSliceController {
+    client: Client,
+    recorder: EventRecorder,
+    services: Lister<Service>,
+    pods: Lister<Pod>,
+    nodes: Lister<Node>,
+    slices: Lister<EndpointSlice>,
+    written: Written,
+    trigger_times: TriggerTimes,
+    style: Style,
+}
+
+pub(super) fn start(context: &ControllerContext) -> Running {
+    let services = context.informers.informer::<Service>();
+    let pods = context.informers.informer::<Pod>();
+    let nodes = context.informers.informer::<Node>();
+    let slices = context.informers.informer::<EndpointSlice>();
+    let limits = RateLimits { base_delay: Duration::from_secs(1), ..RateLimits::default() };
+    let queue: WorkQueue<ObjectKey> = WorkQueue::with_limits("endpoint_slice", context.clock().clone(), limits);
+    let controller = Arc::new(EndpointSliceController {
+        client: context.client_for(NAME),
+        recorder: context.recorder.for_component("endpoint-slice-controller"),
+        services: services.lister(),
+        pods: pods.lister(),
+        nodes: nodes.lister(),
+        slices: slices.lister(),
+        written: Written::new(context.clock().clone(), Arc::clone(slices.core())),
+        trigger_times: TriggerTimes::default(),
+        style: Style { managed_by: MANAGED_BY, endpoints_max: context.config.endpoints_per_slice_max },
+    });
+
+    enqueue_all(&services, &queue);
+    let (lister, keys) = (services.lister(), queue.clone());
+    pods.add_handler(move |delta| affected_services(&lister, &delta).into_iter().for_each(|key| keys.add(key)));
+    let (observer, keys) = (Arc::clone(&controller), queue.clone());
+    slices.add_handler(move |delta| observer.slice_changed(&delta, &keys));
+    let (observer, keys) = (Arc::clone(&controller), queue.clone());
+    nodes.add_handler(move |delta| observer.node_changed(&delta, &keys));
+    let runner = Runner::new(NAME, queue, controller).workers(context.config.concurrent_syncs);
+    Box::pin(runner.retries_max(RETRIES_MAX).run(context.shutdown.clone()))
+}
+
+impl EndpointSliceController {
+    /// A slice that another changed or deleted is put right. Our own writes only clear what we wait for.
+    fn slice_changed(&self, delta: &Delta<Arc<EndpointSlice>>, queue: &WorkQueue<ObjectKey>) {
+        let slice = delta.object();
+        self.written.observe(&slice.metadata, matches!(delta, Delta::Deleted(_)));
+        for slice in delta.old().into_iter().chain([slice]) {
+            let label = |name: &str| slice.metadata.labels.as_ref().and_then(|labels| labels.get(name));
+            if label("endpointslice.kubernetes.io/managed-by").is_some_and(|by| by == MANAGED_BY)
+                && let Some(service) = label("kubernetes.io/service-name")
+            {
+                let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
+                queue.add(ObjectKey::new(namespace, service.as_str()));
+            }
+        }
+    }
+
+    /// A node that appears or moves gives the pods on it their zone.
+    fn node_changed(&self, delta: &Delta<Arc<Node>>, queue: &WorkQueue<ObjectKey>) {
+        let node = delta.object();
+        if matches!(delta, Delta::Deleted(_)) || delta.old().is_some_and(|old| zone(old) == zone(node)) {
+            return;
+        }
+        if matches!(delta, Delta::Added(_)) && zone(node).is_none() && self.services.is_empty() {
+            return;
+        }
+        let name = node.metadata.name.as_deref().unwrap_or_default();
+        for pod in self.pods.list_all("").iter().filter(|pod| pods::node_name(pod) == name) {
+            affected_services(&self.services, &Delta::Added(Arc::clone(pod))).into_iter().for_each(|key| queue.add(key));
+        }
+    }
+
+    /// The pods behind a Service with their zones, and those left out because their node is unknown.
+    fn endpoints_of(&self, service: &Service) -> (Vec<(Arc<Pod>, Option<String>)>, Vec<String>) {
+        let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
+        let wanted = service.spec.as_ref().and_then(|spec| spec.selector.clone()).unwrap_or_default();
+        let selector = Selector::from_set(wanted.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+        let (mut endpoints, mut left_out) = (Vec::new(), Vec::new());
+        for pod in self.pods.list(namespace, &selector) {
+            if !should_be_in_endpoints(&pod, true) || !selects(service, pod.metadata.labels.as_ref()) {
+                continue;
+            }
+            match self.nodes.get_named("", pods::node_name(&pod)) {
+                Some(node) => endpoints.push((pod, zone(&node))),
+                None if publishes_not_ready(service) => endpoints.push((pod, None)),
+                None => left_out.push(pod.metadata.name.clone().unwrap_or_default()),
+            }
+        }
+        (endpoints, left_out)
+    }
+
+    async fn carry_out(
+        &self,
+        key: &ObjectKey,
+        service: &Service,
+        changes: Changes,
+        trigger: Option<&str>,
+    ) -> Result<(), SyncError> {
+        let api = self.client.namespaced::<EndpointSlice>(&key.namespace);
+        if service.metadata.deletion_timestamp.is_none() {
+            for mut slice in changes.create {
+                annotate(&mut slice, trigger);
+                match api.create(&slice).await {
+                    Ok(stored) => self.written.stored(key, &stored.metadata),
+                    Err(error) if namespace_terminating(&error) => return Ok(()),
+                    Err(error) => return Err(SyncError::during("creating an EndpointSlice")(error)),
+                }
+            }
+        }
+        for mut slice in changes.update {
+            annotate(&mut slice, trigger);
+            let stored = api.update(&slice).await.map_err(SyncError::during("updating an EndpointSlice"))?;
+            self.written.stored(key, &stored.metadata);
+        }
+        for slice in changes.delete {
+            let name = slice.metadata.name.as_deref().unwrap_or_default();
+            let deleted = api.delete(name, &DeleteOptions::uid(uid_of(&*slice))).await;
+            ignore_not_found(deleted).map_err(SyncError::during("deleting an EndpointSlice"))?;
+            self.written.deleted(key, &slice.metadata);
+        }
+        Ok(())
+    }
+}
+
+impl Reconciler for EndpointSliceController {
+    async fn sync(&self, key: &ObjectKey) -> Result<Requeue, SyncError> {
+        let Some(service) = self.services.get(key) else {
+            self.trigger_times.forget(key);
+            return Ok(Requeue::Never);
+        };
+        if !wants_endpoints(&service) {
+            return Ok(Requeue::Never);
+        }
+        if let Some(wait) = self.written.unsettled(key) {
+            // The event that settles it queues the key; the wait is for one that never comes.
+            return Ok(Requeue::After(wait));
+        }
+        let labels = [("kubernetes.io/service-name", &*key.name), ("endpointslice.kubernetes.io/managed-by", MANAGED_BY)];
+        let existing = self.slices.list(&key.namespace, &Selector::from_set(labels));
+        let existing: Vec<_> =
+            existing.into_iter().filter(|slice| slice.metadata.deletion_timestamp.is_none()).collect();
+        let (endpoints, left_out) = self.endpoints_of(&service);
+        let pods: Vec<_> = endpoints.iter().map(|(pod, _)| Arc::clone(pod)).collect();
+        let trigger = self.trigger_times.last_change(key, &service, &pods);
+        let changes = plan(&service, &endpoints, &existing, &self.style);
+        let result = self.carry_out(key, &service, changes, trigger.as_deref()).await;
+        let result = result.and_then(|()| match left_out.first() {
+            None => Ok(()),
+            Some(pod) => Err(SyncError::other(format!("skipping Pod {pod} for Service {key}: Node Not Found"))),
+        });
+        match result {
+            Ok(()) => Ok(Requeue::Never),
+            Err(error) => {
+                let text = format!("Error updating Endpoint Slices for Service {key}: {error}");
+                self.recorder.warning(&*service, "FailedToUpdateEndpointSlices", text);
+                Err(error)
+            }
+        }
+    }
+}
+
+fn zone(node: &Node) -> Option<String> {
+    node.metadata.labels.as_ref()?.get("topology.kubernetes.io/zone").filter(|zone| !zone.is_empty()).cloned()
+}
+
+fn annotate(slice: &mut EndpointSlice, trigger: Option<&str>) {
+    let annotations = slice.metadata.annotations.get_or_insert_default();
+    match trigger {
+        Some(time) => drop(annotations.insert(LAST_CHANGE_TRIGGER_TIME.to_owned(), time.to_owned())),
+        None => drop(annotations.remove(LAST_CHANGE_TRIGGER_TIME)),
+    }
+}
