@@ -4,9 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use rkube_api::meta::pkg::apis::meta::v1::Time;
 use rkube_apimachinery::clock::SharedClock;
-use rkube_apimachinery::time::whole_seconds;
 use rkube_client::{Client, EventRecorder, InformerFactory, Reconciler, Runner, WorkQueue};
 use tokio_util::sync::CancellationToken;
 
@@ -81,9 +79,4 @@ impl Descriptor {
         }
         named("") || (self.enabled_by_default && (wanted.is_empty() || wanted.contains("*")))
     }
-}
-
-/// Now, as precise as objects store it.
-pub(crate) fn now(clock: &SharedClock) -> Time {
-    Time(whole_seconds(clock.now()))
 }

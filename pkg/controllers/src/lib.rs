@@ -12,8 +12,12 @@ mod run;
 mod common;
 
 mod deployment;
+mod endpoints;
 mod endpointslice;
+mod namespace;
 mod replicaset;
+mod root_ca;
+mod serviceaccount;
 
 #[cfg(test)]
 mod testing;

@@ -7,15 +7,19 @@ use rkube_client::factory::NotSynced;
 use tracing::{error, info, info_span};
 
 use crate::context::{ControllerContext, Descriptor};
-use crate::{deployment, endpointslice, replicaset};
+use crate::{deployment, endpoints, endpointslice, namespace, replicaset, root_ca, serviceaccount};
 
 /// All controllers, by name.
 pub fn descriptors() -> &'static [Descriptor] {
     &[
         deployment::DEPLOYMENT,
+        endpoints::ENDPOINTS,
         endpointslice::ENDPOINTSLICE,
+        namespace::NAMESPACE,
         replicaset::REPLICASET,
         replicaset::REPLICATIONCONTROLLER,
+        root_ca::ROOT_CA,
+        serviceaccount::SERVICEACCOUNT,
     ]
 }
 

@@ -248,7 +248,7 @@ impl State {
 
     pub(super) fn serve(&mut self, parts: &Parts, target: &Target, body: &[u8]) -> Answer {
         if target.plural.is_empty() || self.raw.contains_key(parts.uri.path()) {
-            let answer = self.raw.get(parts.uri.path()).cloned();
+            let answer = self.raw.get(parts.uri.path()).cloned().or_else(|| discovery(parts.uri.path()));
             let missing = || ApiStatus::failure(Reason::NotFound, "the server could not find the requested resource");
             return Ok((StatusCode::OK, answer.ok_or_else(missing)?));
         }
@@ -503,6 +503,47 @@ impl State {
         }
         Ok((StatusCode::OK, self.commit(collection_of(target), wanted)))
     }
+}
+
+/// The resources of a group, by version.
+type Versions<'a> = Vec<(&'a str, Vec<Value>)>;
+
+/// The built-in resources as aggregated discovery tells them.
+fn discovery(path: &str) -> Option<Value> {
+    let core = match path {
+        "/api" => true,
+        "/apis" => false,
+        _ => return None,
+    };
+    let mut groups: Vec<(&str, Versions<'_>)> = Vec::new();
+    for row in rkube_api::resources().iter().filter(|row| row.group.is_empty() == core) {
+        let resource = json!({
+            "resource": row.plural, "singularResource": row.singular, "verbs": row.verbs,
+            "scope": if row.namespaced { "Namespaced" } else { "Cluster" },
+            "responseKind": {"group": row.group, "version": row.version, "kind": row.kind},
+        });
+        let group = match groups.iter().position(|(name, _)| *name == row.group) {
+            Some(index) => index,
+            None => {
+                groups.push((row.group.as_ref(), Vec::new()));
+                groups.len() - 1
+            }
+        };
+        let versions = &mut groups[group].1;
+        match versions.iter_mut().find(|(name, _)| *name == row.version) {
+            Some((_, resources)) => resources.push(resource),
+            None => versions.push((row.version.as_ref(), vec![resource])),
+        }
+    }
+    let items = groups.into_iter().map(|(name, versions)| {
+        let versions = versions.into_iter();
+        let versions: Vec<Value> = versions
+            .map(|(version, resources)| json!({"version": version, "freshness": "Current", "resources": resources}))
+            .collect();
+        json!({"metadata": {"name": name}, "versions": versions})
+    });
+    let kind = "APIGroupDiscoveryList";
+    Some(json!({"apiVersion": "apidiscovery.k8s.io/v2", "kind": kind, "items": items.collect::<Vec<_>>()}))
 }
 
 fn expired(from: u64, oldest: u64) -> ApiStatus {

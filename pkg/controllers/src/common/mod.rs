@@ -1,8 +1,10 @@
 //! What several controllers need: pods, their creation and ranking, hashes, percentages, owners.
 
+pub(crate) mod discovery;
 pub(crate) mod enqueue;
 pub(crate) mod errors;
 pub(crate) mod hash;
+pub(crate) mod namespaces;
 pub(crate) mod numbers;
 pub(crate) mod pod_control;
 pub(crate) mod pods;

@@ -68,9 +68,9 @@ impl Written {
     pub(crate) fn observe(&self, object: &ObjectMeta, gone: bool) {
         let mut pending = self.pending.lock();
         let key = meta_key(object);
-        let seen = pending.get(&key).is_some_and(|waiting| {
-            gone || waiting.revision.is_some_and(|revision| revision_of(object) >= revision)
-        });
+        let seen = pending
+            .get(&key)
+            .is_some_and(|waiting| gone || waiting.revision.is_some_and(|revision| revision_of(object) >= revision));
         if seen {
             pending.remove(&key);
         }

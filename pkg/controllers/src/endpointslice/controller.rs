@@ -13,6 +13,7 @@ use rkube_client::{
     Client, DeleteOptions, Delta, EventRecorder, Lister, Reconciler, Requeue, Runner, SyncError, WorkQueue,
 };
 
+use super::endpoints::ZonedPod;
 use super::plan::{Changes, Style, plan};
 use super::{MANAGED_BY, NAME};
 use crate::common::enqueue::enqueue_all;
@@ -97,12 +98,14 @@ impl EndpointSliceController {
         }
         let name = node.metadata.name.as_deref().unwrap_or_default();
         for pod in self.pods.list_all("").iter().filter(|pod| pods::node_name(pod) == name) {
-            affected_services(&self.services, &Delta::Added(Arc::clone(pod))).into_iter().for_each(|key| queue.add(key));
+            affected_services(&self.services, &Delta::Added(Arc::clone(pod)))
+                .into_iter()
+                .for_each(|key| queue.add(key));
         }
     }
 
     /// The pods behind a Service with their zones, and those left out because their node is unknown.
-    fn endpoints_of(&self, service: &Service) -> (Vec<(Arc<Pod>, Option<String>)>, Vec<String>) {
+    fn endpoints_of(&self, service: &Service) -> (Vec<ZonedPod>, Vec<String>) {
         let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
         let wanted = service.spec.as_ref().and_then(|spec| spec.selector.clone()).unwrap_or_default();
         let selector = Selector::from_set(wanted.iter().map(|(key, value)| (key.as_str(), value.as_str())));
@@ -166,7 +169,8 @@ impl Reconciler for EndpointSliceController {
             // The event that settles it queues the key; the wait is for one that never comes.
             return Ok(Requeue::After(wait));
         }
-        let labels = [("kubernetes.io/service-name", &*key.name), ("endpointslice.kubernetes.io/managed-by", MANAGED_BY)];
+        let labels =
+            [("kubernetes.io/service-name", &*key.name), ("endpointslice.kubernetes.io/managed-by", MANAGED_BY)];
         let existing = self.slices.list(&key.namespace, &Selector::from_set(labels));
         let existing: Vec<_> =
             existing.into_iter().filter(|slice| slice.metadata.deletion_timestamp.is_none()).collect();

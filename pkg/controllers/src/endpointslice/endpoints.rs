@@ -10,6 +10,8 @@ use rkube_api::k8s::discovery::v1::{Endpoint, EndpointConditions, EndpointHints,
 use crate::common::pods;
 use crate::common::service_pods::{addresses, find_port, hostname, is_headless, publishes_not_ready};
 
+/// A pod, and the zone of its node where that is known.
+pub(super) type ZonedPod = (Arc<Pod>, Option<String>);
 /// What makes an endpoint the same one: addresses, name, and the object behind it.
 pub(super) type EndpointKey = (Vec<String>, Option<String>, Option<String>, Option<String>);
 /// Ports in order; slices of one Service differ in them when pods resolve a named port differently.
@@ -113,11 +115,7 @@ fn endpoint(service: &Service, pod: &Pod, zone: Option<String>, address_type: &s
 }
 
 /// The endpoints of one family that a Service is to have. `pods` come with the zones of their nodes.
-pub(super) fn desired(
-    service: &Service,
-    pods: &[(Arc<Pod>, Option<String>)],
-    address_type: &str,
-) -> EndpointsByPorts {
+pub(super) fn desired(service: &Service, pods: &[ZonedPod], address_type: &str) -> EndpointsByPorts {
     let mut desired = EndpointsByPorts::new();
     for (pod, zone) in pods {
         let ports = endpoint_ports(service, pod);
@@ -132,11 +130,8 @@ pub(super) fn desired(
 
 /// The labels of a Service's slices: the Service's own, and what identifies them.
 pub(super) fn slice_labels(service: &Service, managed_by: &str) -> BTreeMap<String, String> {
-    const RESERVED: [&str; 3] = [
-        "kubernetes.io/service-name",
-        "endpointslice.kubernetes.io/managed-by",
-        "service.kubernetes.io/headless",
-    ];
+    const RESERVED: [&str; 3] =
+        ["kubernetes.io/service-name", "endpointslice.kubernetes.io/managed-by", "service.kubernetes.io/headless"];
     let own = service.metadata.labels.iter().flatten().filter(|(name, _)| !RESERVED.contains(&name.as_str()));
     let mut labels: BTreeMap<String, String> = own.map(|(name, value)| (name.clone(), value.clone())).collect();
     if is_headless(service) {

@@ -6,14 +6,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use rkube_api::k8s::core::v1::{Pod, Service};
+use rkube_api::k8s::core::v1::Service;
 use rkube_api::k8s::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 use rkube_api::meta::pkg::apis::meta::v1::ObjectMeta;
 use rkube_apimachinery::names::name_is_dns_subdomain;
 use rkube_client::owner::{new_controller_ref, uid_of};
 
 use super::endpoints::{
-    EndpointKey, address_types, desired, endpoint_key, hints, port_key, same_state, slice_labels,
+    EndpointKey, ZonedPod, address_types, desired, endpoint_key, hints, port_key, same_state, slice_labels,
 };
 
 #[derive(Debug, Default)]
@@ -30,12 +30,7 @@ pub(super) struct Style {
 }
 
 /// `pods` come with the zones of their nodes. Deterministic: equal inputs give equal changes.
-pub(super) fn plan(
-    service: &Service,
-    pods: &[(Arc<Pod>, Option<String>)],
-    existing: &[Arc<EndpointSlice>],
-    style: &Style,
-) -> Changes {
+pub(super) fn plan(service: &Service, pods: &[ZonedPod], existing: &[Arc<EndpointSlice>], style: &Style) -> Changes {
     let mut changes = Changes::default();
     let types = address_types(service);
     for slice in existing.iter().filter(|slice| !types.contains(slice.address_type.as_str())) {
@@ -51,7 +46,7 @@ pub(super) fn plan(
 
 fn plan_family(
     service: &Service,
-    pods: &[(Arc<Pod>, Option<String>)],
+    pods: &[ZonedPod],
     existing: &[Arc<EndpointSlice>],
     address_type: &str,
     style: &Style,
@@ -104,18 +99,13 @@ struct Filling<'a> {
 }
 
 impl Filling<'_> {
-    fn fill(
-        &mut self,
-        slices: &[Arc<EndpointSlice>],
-        changes: &mut Changes,
-        unchanged: &mut Vec<Arc<EndpointSlice>>,
-    ) {
+    fn fill(&mut self, slices: &[Arc<EndpointSlice>], changes: &mut Changes, unchanged: &mut Vec<Arc<EndpointSlice>>) {
         let (mut updated, mut kept) = (Vec::new(), Vec::new());
         for slice in slices {
             match self.retain(slice) {
                 Retained::Unchanged => kept.push(Arc::clone(slice)),
                 Retained::Empty => changes.delete.push(Arc::clone(slice)),
-                Retained::Changed(slice) => updated.push(slice),
+                Retained::Changed(slice) => updated.push(*slice),
             }
         }
         // The fullest first, so that fewer slices are partly filled.
@@ -161,7 +151,7 @@ impl Filling<'_> {
         let mut updated = slice.clone();
         updated.endpoints = Some(endpoints);
         updated.metadata.labels = Some(labels);
-        Retained::Changed(updated)
+        Retained::Changed(Box::new(updated))
     }
 
     fn pour_into(&mut self, slice: &mut EndpointSlice) {
@@ -185,7 +175,7 @@ impl Filling<'_> {
 
 enum Retained {
     Unchanged,
-    Changed(EndpointSlice),
+    Changed(Box<EndpointSlice>),
     Empty,
 }
 

@@ -19,7 +19,12 @@ fn service(port: IntOrString) -> Service {
             cluster_ip: Some("10.43.0.9".to_owned()),
             ip_families: Some(vec!["IPv4".to_owned()]),
             selector: Some(labels(&[("app", "web")])),
-            ports: Some(vec![ServicePort { name: Some("http".to_owned()), port: 80, target_port: Some(port), ..ServicePort::default() }]),
+            ports: Some(vec![ServicePort {
+                name: Some("http".to_owned()),
+                port: 80,
+                target_port: Some(port),
+                ..ServicePort::default()
+            }]),
             ..ServiceSpec::default()
         }),
         status: None,
@@ -55,10 +60,21 @@ fn describe(slice: &EndpointSlice) -> String {
         .flatten()
         .map(|endpoint| {
             let conditions = endpoint.conditions.clone().unwrap_or_default();
-            let flags = [("ready", conditions.ready), ("serving", conditions.serving), ("terminating", conditions.terminating)];
+            let flags =
+                [("ready", conditions.ready), ("serving", conditions.serving), ("terminating", conditions.terminating)];
             let flags: Vec<_> = flags.iter().filter(|(_, on)| *on == Some(true)).map(|(name, _)| *name).collect();
-            let zones: Vec<_> = endpoint.hints.iter().flat_map(|hints| hints.for_zones.iter().flatten()).map(|zone| zone.name.clone()).collect();
-            format!("{} {} {} hints {zones:?}", endpoint.addresses.join(","), flags.join("+"), endpoint.zone.as_deref().unwrap_or("-"))
+            let zones: Vec<_> = endpoint
+                .hints
+                .iter()
+                .flat_map(|hints| hints.for_zones.iter().flatten())
+                .map(|zone| zone.name.clone())
+                .collect();
+            format!(
+                "{} {} {} hints {zones:?}",
+                endpoint.addresses.join(","),
+                flags.join("+"),
+                endpoint.zone.as_deref().unwrap_or("-")
+            )
         })
         .collect();
     format!("{} ports [{}]: {}", slice.address_type, ports.join(" "), endpoints.join("; "))
@@ -81,7 +97,10 @@ async fn endpoints_follow_pods() {
     world.api.put(&pod(&world, "a", "10.42.0.1"));
     world.api.put(&pod(&world, "b", "10.42.0.2"));
     world.settle().await;
-    check(&world, expect!["IPv4 ports [8080]: 10.42.0.1 ready+serving z1 hints []; 10.42.0.2 ready+serving z1 hints []"]);
+    check(
+        &world,
+        expect!["IPv4 ports [8080]: 10.42.0.1 ready+serving z1 hints []; 10.42.0.2 ready+serving z1 hints []"],
+    );
     world.api.edit::<Pod>("ns", "a", |pod| {
         pod.metadata.deletion_timestamp = pod.metadata.creation_timestamp.clone();
     });
@@ -107,14 +126,21 @@ async fn named_ports_that_differ_make_two_slices() {
     for (name, address, port) in [("a", "10.42.0.1", 8080), ("b", "10.42.0.2", 9090)] {
         let mut pod = pod(&world, name, address);
         let container = &mut pod.spec.get_or_insert_default().containers[0];
-        container.ports = Some(vec![ContainerPort { name: Some("web".to_owned()), container_port: port, ..ContainerPort::default() }]);
+        container.ports = Some(vec![ContainerPort {
+            name: Some("web".to_owned()),
+            container_port: port,
+            ..ContainerPort::default()
+        }]);
         world.api.put(&pod);
     }
     world.start();
     world.settle().await;
-    check(&world, expect![[r#"
+    check(
+        &world,
+        expect![[r#"
         IPv4 ports [8080]: 10.42.0.1 ready+serving z1 hints []
-        IPv4 ports [9090]: 10.42.0.2 ready+serving z1 hints []"#]]);
+        IPv4 ports [9090]: 10.42.0.2 ready+serving z1 hints []"#]],
+    );
 }
 
 #[tokio::test]
@@ -155,18 +181,30 @@ fn large_services_fill_slices_and_change_few() {
     let world = World::new(&[]);
     let service = service(IntOrString::Int(8080));
     let style = Style { managed_by: "test", endpoints_max: 10 };
-    let pods: Vec<_> = (0..25).map(|index| (Arc::new(pod(&world, &format!("p{index}"), &format!("10.42.0.{index}"))), None)).collect();
-    let sizes = |slices: &[EndpointSlice]| slices.iter().map(|slice| slice.endpoints.iter().flatten().count()).collect::<Vec<_>>();
+    let pods: Vec<_> =
+        (0..25).map(|index| (Arc::new(pod(&world, &format!("p{index}"), &format!("10.42.0.{index}"))), None)).collect();
+    let sizes = |slices: &[EndpointSlice]| {
+        slices.iter().map(|slice| slice.endpoints.iter().flatten().count()).collect::<Vec<_>>()
+    };
     let first = plan(&service, &pods, &[], &style);
     assert_eq!(sizes(&first.create), [10, 10, 5]);
 
-    let existing: Vec<_> = first.create.into_iter().enumerate().map(|(index, mut slice)| {
-        slice.metadata.name = Some(format!("s{index}"));
-        Arc::new(slice)
-    }).collect();
+    let existing: Vec<_> = first
+        .create
+        .into_iter()
+        .enumerate()
+        .map(|(index, mut slice)| {
+            slice.metadata.name = Some(format!("s{index}"));
+            Arc::new(slice)
+        })
+        .collect();
     assert!(plan(&service, &pods, &existing, &style).update.is_empty());
     // Three more fit into the last slice; one that goes costs one slice.
-    let more: Vec<_> = pods.iter().cloned().chain((30..33).map(|index| (Arc::new(pod(&world, &format!("p{index}"), &format!("10.42.0.{index}"))), None))).collect();
+    let more: Vec<_> = pods
+        .iter()
+        .cloned()
+        .chain((30..33).map(|index| (Arc::new(pod(&world, &format!("p{index}"), &format!("10.42.0.{index}"))), None)))
+        .collect();
     let grown = plan(&service, &more, &existing, &style);
     assert_eq!((sizes(&grown.create), sizes(&grown.update)), (vec![], vec![8]));
     let shrunk = plan(&service, &pods[1..], &existing, &style);
@@ -190,7 +228,11 @@ async fn converges_after_a_crash_at_any_write() {
     };
     let addresses = |world: &World| {
         let slices = world.api.list::<EndpointSlice>("ns");
-        let mut all: Vec<_> = slices.iter().flat_map(|slice| slice.endpoints.clone().unwrap_or_default()).flat_map(|endpoint| endpoint.addresses).collect();
+        let mut all: Vec<_> = slices
+            .iter()
+            .flat_map(|slice| slice.endpoints.clone().unwrap_or_default())
+            .flat_map(|endpoint| endpoint.addresses)
+            .collect();
         all.sort();
         format!("{all:?} in {} slices", slices.len())
     };

@@ -40,7 +40,7 @@ pub(super) fn start<O: ReplicaOwner>(context: &ControllerContext) -> Running {
         clock: context.clock().clone(),
         owners: owners.lister(),
         pods: pods.lister(),
-        pod_control: PodControl::new(client.clone(), context.recorder.for_component(O::CONTROLLER)),
+        pod_control: PodControl::new(client.clone(), context.recorder.for_component(O::EVENT_SOURCE)),
         expectations: Expectations::new(context.clock().clone()),
         client,
     });

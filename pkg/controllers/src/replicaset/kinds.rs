@@ -13,8 +13,10 @@ use crate::common::numbers::{nonempty, nonzero};
 
 /// A kind that wants a number of pods of one template.
 pub(crate) trait ReplicaOwner: Kind {
-    /// The controller's name in logs, metrics and events.
+    /// The controller's name in logs and metrics.
     const CONTROLLER: &'static str;
+    /// The component that events name.
+    const EVENT_SOURCE: &'static str;
 
     fn replicas(&self) -> i32;
     fn min_ready_seconds(&self) -> i32;
@@ -32,6 +34,7 @@ pub(crate) trait ReplicaOwner: Kind {
 
 impl ReplicaOwner for ReplicaSet {
     const CONTROLLER: &'static str = "replicaset-controller";
+    const EVENT_SOURCE: &'static str = "replicaset-controller";
 
     fn replicas(&self) -> i32 {
         self.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
@@ -100,6 +103,7 @@ impl ReplicaOwner for ReplicaSet {
 
 impl ReplicaOwner for ReplicationController {
     const CONTROLLER: &'static str = "replicationcontroller-controller";
+    const EVENT_SOURCE: &'static str = "replication-controller";
 
     fn replicas(&self) -> i32 {
         self.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
