@@ -1,1 +1,3 @@
 //! JSON, YAML, Kubernetes protobuf and Table rendering.
+
+pub mod table;

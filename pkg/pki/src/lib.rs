@@ -12,9 +12,11 @@ pub mod files;
 pub mod join_token;
 pub mod kubeconfig;
 pub mod service_account;
+pub mod subject;
 pub mod tree;
 
 pub use authority::{CertificateAuthority, CertifiedKey, Leaf, Usages};
+pub use subject::{Subject, subject};
 
 use std::path::PathBuf;
 

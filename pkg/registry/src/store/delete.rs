@@ -93,16 +93,18 @@ impl Store {
         let mut answer: Option<ListPage> = None;
         loop {
             let page = self.list_objects(context, namespace, &list).await?;
-            let deletions = page.items.iter().map(|item| {
+            // Boxed, and made before the first is awaited: the compiler cannot see that a lazy chain is `Send`.
+            let mut deletions: Vec<BoxFuture<'_, Result<(), ApiStatus>>> = Vec::with_capacity(page.items.len());
+            for item in &page.items {
                 let target = Target::new(item.key.namespace.clone(), item.key.name.clone());
                 let options = options.clone();
-                async move {
+                deletions.push(Box::pin(async move {
                     match self.delete_object(context, &target, options).await {
                         Err(status) if !status.is_not_found() => Err(status),
                         _ => Ok(()),
                     }
-                }
-            });
+                }));
+            }
             stream::iter(deletions).buffer_unordered(COLLECTION_CONCURRENCY).try_collect::<()>().await?;
             if one_page {
                 return Ok(page);

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use rkube_storage::etcd::{ClientIdentity, EtcdOptions, EtcdStorage};
-use rkube_storage::{Precondition, Revision, StorageError, WriteOutcome};
+use rkube_storage::{Precondition, StorageError, WriteOutcome};
 
 use crate::conformance::{self, Store, changes_until, create, current, get, update, value, watch, within};
 
@@ -58,9 +58,6 @@ impl Certificates {
 /// One etcd process with a directory and ports of its own.
 struct Etcd {
     program: PathBuf,
-    name: String,
-    /// The members of its cluster, as etcd wants them listed.
-    cluster: String,
     directory: tempfile::TempDir,
     ports: (u16, u16),
     certificates: Option<Certificates>,
@@ -69,29 +66,15 @@ struct Etcd {
 
 impl Etcd {
     fn start(tls: bool) -> Option<Self> {
-        let mut etcd = Self::members(1, tls)?.pop()?;
+        let program = program()?;
+        let listeners = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+        let ports = (listeners.0.local_addr().unwrap().port(), listeners.1.local_addr().unwrap().port());
+        drop(listeners);
+        let directory = tempfile::tempdir().unwrap();
+        let certificates = tls.then(Certificates::new);
+        let mut etcd = Self { program, directory, ports, certificates, process: None };
         etcd.run();
         Some(etcd)
-    }
-
-    /// Members of one cluster, not started.
-    fn members(count: usize, tls: bool) -> Option<Vec<Self>> {
-        let program = program()?;
-        let listeners: Vec<_> = (0..2 * count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let ports: Vec<_> = listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
-        drop(listeners);
-        let peers: Vec<_> =
-            ports.chunks(2).enumerate().map(|(n, pair)| format!("m{n}=http://127.0.0.1:{}", pair[1])).collect();
-        let member = |(n, pair): (usize, &[u16])| Self {
-            program: program.clone(),
-            name: format!("m{n}"),
-            cluster: peers.join(","),
-            directory: tempfile::tempdir().unwrap(),
-            ports: (pair[0], pair[1]),
-            certificates: tls.then(Certificates::new),
-            process: None,
-        };
-        Some(ports.chunks(2).enumerate().map(member).collect())
     }
 
     fn url(&self) -> String {
@@ -107,20 +90,15 @@ impl Etcd {
 
     /// Starts the process and waits until it says that it serves.
     fn run(&mut self) {
-        self.spawn().recv_timeout(Duration::from_secs(30)).expect("etcd says that it is ready");
-    }
-
-    /// Starts the process; what it returns hears when it serves.
-    fn spawn(&mut self) -> mpsc::Receiver<()> {
         let (url, peer) = (self.url(), format!("http://127.0.0.1:{}", self.ports.1));
         let mut command = Command::new(&self.program);
-        command.arg("--name").arg(&self.name).arg("--data-dir").arg(self.directory.path().join("data"));
+        command.arg("--name=test").arg("--data-dir").arg(self.directory.path().join("data"));
         for (flag, value) in [
             ("--listen-client-urls", &url),
             ("--advertise-client-urls", &url),
             ("--listen-peer-urls", &peer),
             ("--initial-advertise-peer-urls", &peer),
-            ("--initial-cluster", &self.cluster),
+            ("--initial-cluster", &format!("test={peer}")),
         ] {
             command.arg(flag).arg(value);
         }
@@ -145,8 +123,8 @@ impl Etcd {
                 }
             }
         });
+        is_ready.recv_timeout(Duration::from_secs(30)).expect("etcd says that it is ready");
         self.process = Some(process);
-        is_ready
     }
 
     fn kill(&mut self) {
@@ -227,56 +205,6 @@ async fn etcd_goes_away_and_comes_back() {
     }
     let seen: Vec<_> = changes_until(&mut stream, last).await.iter().map(|change| change.revision).collect();
     assert_eq!(seen, expected[1..]);
-}
-
-async fn is_leader(etcd: &Etcd) -> bool {
-    let mut client = etcd_client::Client::connect([etcd.url()], None).await.unwrap();
-    let status = client.status().await.unwrap();
-    status.leader() == status.header().unwrap().member_id()
-}
-
-/// Three members: clients go on while the leader dies and another takes over.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_leader_is_not_noticed_but_for_unknown_writes() {
-    let Some(mut members) = Etcd::members(3, false) else { return };
-    let ready: Vec<_> = members.iter_mut().map(Etcd::spawn).collect();
-    for ready in ready {
-        ready.recv_timeout(Duration::from_secs(30)).expect("a member says that it is ready");
-    }
-    let urls: Vec<_> = members.iter().map(Etcd::url).collect();
-    let store: Store = Arc::new(EtcdStorage::connect(EtcdOptions::new(&urls.join(","))).await.unwrap());
-    let from = current(&store).await;
-    let mut stream = watch(&store, "/leader/", from).await;
-    let mut last = Revision(0);
-    for n in 0..60 {
-        if n == 20 {
-            let mut leader = None;
-            for (at, member) in members.iter().enumerate() {
-                if is_leader(member).await {
-                    leader = Some(at);
-                }
-            }
-            members[leader.expect("a leader")].kill();
-        }
-        let key = format!("/leader/{n}");
-        last = loop {
-            let put = store.put(key.clone(), value("v"), Precondition::Absent);
-            match within("a write while a leader is elected", put).await {
-                Ok(WriteOutcome::Done(revision)) => break revision,
-                // An unknown write had happened; nobody else writes this key.
-                Ok(WriteOutcome::Failed(existing)) => break existing.unwrap().mod_revision,
-                Err(StorageError::Unknown(_) | StorageError::Unavailable(_)) => {}
-                Err(error) => panic!("{error}"),
-            }
-        };
-        // Reads say nothing of the change of leaders.
-        let (found, revision) = within("a read", store.get(&key)).await.unwrap();
-        assert_eq!(found.map(|found| found.mod_revision), Some(last));
-        assert!(revision >= last);
-    }
-    let seen = changes_until(&mut stream, last).await;
-    let keys: Vec<_> = seen.iter().map(|change| change.key.clone()).collect();
-    assert_eq!(keys, (0..60).map(|n| format!("/leader/{n}")).collect::<Vec<_>>());
 }
 
 /// Nothing hangs, and a write that was never sent is not called unknown.

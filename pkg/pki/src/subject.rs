@@ -1,0 +1,28 @@
+//! Whom a client certificate names.
+
+use rustls_pki_types::CertificateDer;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
+
+use crate::PkiError;
+
+/// The part of a certificate's subject that Kubernetes reads: the user, and the groups.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Subject {
+    pub common_name: String,
+    pub organizations: Vec<String>,
+}
+
+/// Reads the subject of a certificate. Whether the certificate is good is not looked at.
+pub fn subject(certificate: &CertificateDer<'_>) -> Result<Subject, PkiError> {
+    let bad = |detail: String| PkiError::Certificate { what: "the client certificate".to_owned(), detail };
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|error| bad(error.to_string()))?;
+    let text = |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>| {
+        attribute.as_str().map(str::to_owned).map_err(|_| bad("its subject is not text".to_owned()))
+    };
+    let subject = parsed.subject();
+    Ok(Subject {
+        common_name: subject.iter_common_name().last().map(text).transpose()?.unwrap_or_default(),
+        organizations: subject.iter_organization().map(text).collect::<Result<_, _>>()?,
+    })
+}
