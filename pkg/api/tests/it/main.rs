@@ -2,6 +2,7 @@
 
 mod discovery;
 mod openapi;
+mod ownership;
 
 use std::path::PathBuf;
 

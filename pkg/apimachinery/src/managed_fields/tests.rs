@@ -539,6 +539,92 @@ fn update_managers_are_capped() {
     "#]]);
 }
 
+/// Two versions of a kind: `v2` has `count` where `v1` has `replicas`.
+struct TwoVersions(TypeId);
+
+impl VersionConverter for TwoVersions {
+    fn convert(&self, object: &Value, api_version: &str) -> Result<Option<(Value, TypeId)>, ApiStatus> {
+        let (from, to) = match api_version {
+            "apps/v2" => ("replicas", "count"),
+            "apps/v1" => ("count", "replicas"),
+            _ => return Ok(None),
+        };
+        let mut object = object.clone();
+        object["apiVersion"] = Value::from(api_version);
+        if let Some(Value::Object(spec)) = object.get_mut("spec")
+            && let Some(value) = spec.remove(from)
+        {
+            spec.insert(to.to_owned(), value);
+        }
+        Ok(Some((object, self.0)))
+    }
+}
+
+#[test]
+fn owners_in_other_versions_keep_what_they_own() {
+    let types = TestTypes::builtin(json!({"App": {"fields": {
+        "apiVersion": "string", "kind": "string", "metadata": {"fields": {"name": "string"}, "preserve": true},
+        "spec": {"fields": {
+            "replicas": {"type": "int", "presence": "pointer"}, "count": {"type": "int", "presence": "pointer"},
+            "paused": "bool",
+        }},
+    }}}));
+    let (ty, none) = (types.id("App"), ResetFields::new());
+    let converter = TwoVersions(ty);
+    let at = |second| Timestamp::from_second(second).expect("in range");
+    let (v1, v2) = (GroupVersionKind::new("apps", "v1", "App"), GroupVersionKind::new("apps", "v2", "App"));
+    let manager = |gvk| FieldManager {
+        schemas: &types.set,
+        ty,
+        gvk,
+        subresource: "",
+        reset_fields: &none,
+        converter: &converter,
+    };
+    let config = |gvk: &GroupVersionKind, spec: Value| json!({"apiVersion": gvk.api_version(), "kind": "App", "metadata": {"name": "a"}, "spec": spec});
+    let mut out = String::new();
+    let mut show = |what: &str, object: &Value| {
+        let _ = writeln!(out, "# {what}\n{}", object["spec"]);
+        for entry in object.managed_fields() {
+            let _ = writeln!(out, "{} {} {}", entry["manager"], entry["apiVersion"], entry["fieldsV1"]);
+        }
+    };
+    let applied = config(&v1, json!({"replicas": 1, "paused": true}));
+    let first = manager(&v1).apply(None, &applied, "a", false, at(1)).expect("no conflict").expect("a change");
+    show("a applies v1", &first);
+    let (in_v2, _) = converter.convert(&first, "apps/v2").expect("converts").expect("served");
+    let conflict = manager(&v2).apply(Some(&in_v2), &config(&v2, json!({"count": 2})), "b", false, at(2));
+    let conflict = conflict.expect_err("a owns it under its other name");
+    assert_eq!(conflict.message(), "Apply failed with 1 conflict: conflict with \"a\": .spec.replicas");
+    let second = manager(&v2).apply(Some(&in_v2), &config(&v2, json!({"count": 2})), "b", true, at(3));
+    let second = second.expect("forced").expect("a change");
+    show("b forces v2", &second);
+    let third = manager(&v2).apply(Some(&second), &config(&v2, json!({})), "a", false, at(4));
+    let mut third = third.expect("no conflict").expect("a change");
+    show("a applies nothing in v2", &third);
+    third["metadata"]["managedFields"][0]["apiVersion"] = Value::from("apps/v0");
+    let fourth = manager(&v2).apply(Some(&third), &config(&v2, json!({"paused": false})), "c", false, at(5));
+    show("c applies when v0 is gone", &fourth.expect("no conflict").expect("a change"));
+    expect![[r##"
+        # a applies v1
+        {"paused":true,"replicas":1}
+        "a" "apps/v1" {"f:spec":{"f:paused":{},"f:replicas":{}}}
+        # b forces v2
+        {"count":2,"paused":true}
+        "a" "apps/v1" {"f:spec":{"f:paused":{}}}
+        "b" "apps/v2" {"f:spec":{"f:count":{}}}
+        # a applies nothing in v2
+        {"count":2}
+        "b" "apps/v2" {"f:spec":{"f:count":{}}}
+        "a" "apps/v2" {"f:spec":{}}
+        # c applies when v0 is gone
+        {"count":2,"paused":false}
+        "a" "apps/v2" {"f:spec":{}}
+        "c" "apps/v2" {"f:spec":{"f:paused":{}}}
+    "##]]
+    .assert_eq(&out);
+}
+
 #[test]
 fn times_alone_are_no_change() {
     let old = Scenario::new().update("a", json!({"spec": {"replicas": 1}})).live.expect("stored");

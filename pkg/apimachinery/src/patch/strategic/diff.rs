@@ -70,7 +70,7 @@ fn diff_maps(
                     meta => meta?,
                 };
                 if meta.strategy.replace {
-                    if options.changes {
+                    if options.changes && old != new {
                         patch.insert(key.clone(), Value::Object(new.clone()));
                     }
                     continue;
