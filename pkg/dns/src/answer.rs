@@ -114,7 +114,7 @@ impl Authority {
             return match (inner, external(target)) {
                 ([], Some(target)) => {
                     let alias = Record::from_rdata(name.clone(), TTL, RData::CNAME(CNAME(target.clone())));
-                    Reply::Alias { alias, target }
+                    Reply::Alias { alias: Box::new(alias), target }
                 }
                 _ => NX_DOMAIN,
             };

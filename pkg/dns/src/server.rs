@@ -210,10 +210,13 @@ impl Request {
     }
 }
 
+/// A record of ours that points outside, and where to.
+type Alias = (Box<Record>, Name);
+
 enum Step {
     Done(Vec<u8>),
     /// Ask others, after this alias if there is one.
-    Forward(Option<(Record, Name)>),
+    Forward(Option<Alias>),
 }
 
 impl Shared {
@@ -275,7 +278,7 @@ impl Shared {
         Some(self.encode(request, reply))
     }
 
-    async fn forward(&self, request: &Request, alias: Option<(Record, Name)>) -> Vec<u8> {
+    async fn forward(&self, request: &Request, alias: Option<Alias>) -> Vec<u8> {
         let Some(query) = request.query() else { return self.reply(request, ResponseCode::FormErr, |_| {}) };
         self.metrics.forwards.inc();
         let Some((alias, target)) = alias else {
@@ -297,7 +300,7 @@ impl Shared {
         // The alias alone is an answer: the client can ask for its target itself.
         let found = found.and_then(|bytes| Message::from_vec(&bytes).ok()).map(|message| message.answers);
         self.reply(request, ResponseCode::NoError, |reply| {
-            reply.answers = std::iter::once(alias).chain(found.unwrap_or_default()).collect();
+            reply.answers = std::iter::once(*alias).chain(found.unwrap_or_default()).collect();
         })
     }
 

@@ -1,5 +1,7 @@
 //! Cluster DNS over real sockets on loopback: answers, forwarding, size limits and hostile input.
 
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
