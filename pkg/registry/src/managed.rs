@@ -1,30 +1,148 @@
 //! Who owns which fields: the place of managed fields in the write path.
+//!
+//! Ownership is recorded in the stored version, also for clients that speak another one: the fields of the
+//! stored version are what is there to own.
 
-use rkube_apimachinery::meta::Meta;
+use std::collections::{BTreeMap, HashMap};
+
+use jiff::Timestamp;
+use rkube_apimachinery::gvk::{GroupVersion, GroupVersionKind};
+use rkube_apimachinery::managed_fields::{self, FieldManager, Filter, PathElement, ResetFields, VersionConverter};
+use rkube_apimachinery::meta::{Meta, MetaMut};
+use rkube_apimachinery::schema::{SchemaSet, TypeId};
 use rkube_apimachinery::status::ApiStatus;
 use serde_json::Value;
 
-use crate::strategy::ResetFields;
+use crate::strategy::SharedStrategy;
+use crate::subresource::scale::ScalePaths;
 
-/// What managed fields need to know of a write.
+pub(crate) use managed_fields::keep_times_if_unchanged;
+
+/// What field ownership needs to know of a resource.
+pub(crate) struct Ownership {
+    /// The stored version.
+    gvk: GroupVersionKind,
+    ty: TypeId,
+    /// By subresource: what its writes cannot own.
+    resets: HashMap<String, ResetFields>,
+    none: ResetFields,
+}
+
+impl Ownership {
+    pub(crate) fn new<'a>(
+        gvk: GroupVersionKind,
+        ty: TypeId,
+        strategies: impl IntoIterator<Item = (&'a str, &'a SharedStrategy)>,
+    ) -> Self {
+        let reset = |strategy: &SharedStrategy| {
+            let fields = strategy.reset_fields();
+            let filter = (!fields.is_empty()).then(|| (gvk.api_version(), Filter::exclude(fields)));
+            filter.into_iter().collect()
+        };
+        let resets = strategies.into_iter().map(|(name, strategy)| (name.to_owned(), reset(strategy))).collect();
+        Self { gvk, ty, resets, none: ResetFields::new() }
+    }
+}
+
+/// One write, as the owner of fields sees it.
 pub(crate) struct Write<'a> {
+    pub(crate) ownership: &'a Ownership,
+    pub(crate) schema: &'a SchemaSet,
     pub(crate) manager: &'a str,
     pub(crate) subresource: &'a str,
-    pub(crate) reset: ResetFields,
+    pub(crate) now: Timestamp,
 }
 
-/// Records the changes of a create, an update or a patch.
-pub(crate) fn update(live: Option<&Value>, new: &mut Value, write: &Write<'_>) {
-    let _ = (live, new, write);
+impl Write<'_> {
+    fn manager(&self) -> FieldManager<'_> {
+        let ownership = self.ownership;
+        FieldManager {
+            schemas: self.schema,
+            ty: ownership.ty,
+            gvk: &ownership.gvk,
+            subresource: self.subresource,
+            reset_fields: ownership.resets.get(self.subresource).unwrap_or(&ownership.none),
+            converter: &BuiltinVersions,
+        }
+    }
+
+    /// Records the changes of a create, an update or a patch.
+    pub(crate) fn update(&self, live: Option<&Value>, new: &mut Value) {
+        self.manager().update(live, new, self.manager, self.now);
+    }
+
+    /// Applies a configuration. The result has no defaults yet.
+    pub(crate) fn apply(&self, live: Option<&Value>, config: &Value, force: bool) -> Result<Value, ApiStatus> {
+        let applied = self.manager().apply(live, config, self.manager, force, self.now)?;
+        Ok(applied.or_else(|| live.cloned()).unwrap_or_default())
+    }
 }
 
-/// Applies a configuration.
-pub(crate) fn apply(live: Option<&Value>, config: Value, force: bool, write: &Write<'_>) -> Result<Value, ApiStatus> {
-    let _ = (live, force, write);
-    Ok(config)
+/// A write through the scale of an object: the owners of its replicas are owners of the scale's.
+pub(crate) struct ScaleWrite<'a> {
+    write: &'a Write<'a>,
+    gvk: GroupVersionKind,
+    ty: TypeId,
+    paths: BTreeMap<String, Vec<PathElement>>,
 }
 
-/// Keeps the old entries when nothing but their times would change.
-pub(crate) fn ignore_timestamps(new: &mut Value, old: &Value) {
-    let _ = (new.managed_fields(), old);
+impl<'a> ScaleWrite<'a> {
+    pub(crate) fn new(write: &'a Write<'a>, paths: &ScalePaths) -> Result<Self, ApiStatus> {
+        let gvk = GroupVersionKind::new("autoscaling", "v1", "Scale");
+        let ty = rkube_api::type_of(&gvk).ok_or_else(|| ApiStatus::internal("the schema has no Scale"))?;
+        let path = paths.spec_replicas.split('/').filter(|name| !name.is_empty()).map(PathElement::field).collect();
+        let paths = BTreeMap::from([(write.ownership.gvk.api_version(), path)]);
+        Ok(Self { write, gvk, ty, paths })
+    }
+
+    fn manager(&self) -> FieldManager<'_> {
+        FieldManager {
+            schemas: rkube_api::schema(),
+            ty: self.ty,
+            gvk: &self.gvk,
+            subresource: self.write.subresource,
+            reset_fields: &self.write.ownership.none,
+            converter: &BuiltinVersions,
+        }
+    }
+
+    /// Gives a scale the owners it has through its object.
+    pub(crate) fn own(&self, scale: &mut Value, object: &Value) -> Result<(), ApiStatus> {
+        let entries = managed_fields::to_scale(object.managed_fields(), &self.paths);
+        scale.set_managed_fields(entries.map_err(|error| ApiStatus::internal(error.to_string()))?);
+        Ok(())
+    }
+
+    pub(crate) fn update(&self, current: &Value, new: &mut Value) {
+        self.manager().update(Some(current), new, self.write.manager, self.write.now);
+    }
+
+    pub(crate) fn apply(&self, current: &Value, config: &Value, force: bool) -> Result<Value, ApiStatus> {
+        let applied = self.manager().apply(Some(current), config, self.write.manager, force, self.write.now)?;
+        Ok(applied.unwrap_or_else(|| current.clone()))
+    }
+
+    /// Gives the object the owners its scale has.
+    pub(crate) fn give_back(&self, scale: &Value, object: &mut Value) -> Result<(), ApiStatus> {
+        let version = self.write.ownership.gvk.api_version();
+        let entries =
+            managed_fields::from_scale(object.managed_fields(), scale.managed_fields(), &version, &self.paths);
+        object.set_managed_fields(entries.map_err(|error| ApiStatus::internal(error.to_string()))?);
+        Ok(())
+    }
+}
+
+/// The other versions of built-in kinds. Entries in a version nobody serves are dropped.
+struct BuiltinVersions;
+
+impl VersionConverter for BuiltinVersions {
+    fn convert(&self, object: &Value, api_version: &str) -> Result<Option<(Value, TypeId)>, ApiStatus> {
+        let Some(version) = GroupVersion::parse(api_version) else {
+            return Ok(None);
+        };
+        let Some(ty) = rkube_api::by_kind(&version.with_kind(object.kind())).map(|row| row.schema) else {
+            return Ok(None);
+        };
+        Ok(Some((rkube_api::convert::convert(object.clone(), &version.group, &version.version), ty)))
+    }
 }

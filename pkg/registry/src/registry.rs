@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use parking_lot::Mutex;
 use rkube_api::resource::{SelectableField, SharedResource};
 use rkube_apimachinery::clock::SharedClock;
-use rkube_apimachinery::gvk::GroupVersionResource;
+use rkube_apimachinery::gvk::{GroupVersionKind, GroupVersionResource};
 use rkube_apimachinery::random::SharedRandom;
 use rkube_apimachinery::schema::SchemaSet;
 use rkube_apimachinery::task;
@@ -20,6 +20,7 @@ use tracing::info_span;
 use crate::cache::Cache;
 use crate::cache::feed::{Feed, ROOT, Routes};
 use crate::hooks::{Hooks, NoHooks};
+use crate::managed::Ownership;
 use crate::metrics::RegistryMetrics;
 use crate::store::Store;
 use crate::store::core::Core;
@@ -301,7 +302,12 @@ fn add_stores(
         return;
     };
     let hooks: Arc<dyn Hooks> = Arc::new(NoHooks);
+    let gvk = GroupVersionKind::new(stored.group.as_ref(), stored.version.as_ref(), stored.kind.as_ref());
+    let ty = rows.iter().find(|row| row.gvk() == gvk).unwrap_or(row).schema;
+    let all = strategies.subresources.iter().map(|(name, strategy)| (*name, strategy));
+    let ownership = Ownership::new(gvk, ty, all.chain([("", &strategies.main)]));
     let core = Arc::new(Core {
+        ownership,
         shared: shared.clone(),
         cache,
         schema: strategies.schema,

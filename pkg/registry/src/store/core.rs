@@ -18,6 +18,7 @@ use rkube_storage::{Precondition, Revision, StorageError, WriteOutcome};
 use crate::cache::Cache;
 use crate::encode;
 use crate::hooks::Hooks;
+use crate::managed::Ownership;
 use crate::registry::Shared;
 use crate::strategy::SharedStrategy;
 use crate::subresource::scale::ScalePaths;
@@ -35,6 +36,7 @@ pub(crate) struct Core {
     pub(crate) namespaced: bool,
     /// The fields in the selection of stored objects.
     pub(crate) fields: Vec<SelectableField>,
+    pub(crate) ownership: Ownership,
     pub(crate) strategy: SharedStrategy,
     pub(crate) subresources: HashMap<&'static str, SharedStrategy>,
     pub(crate) scale: Option<ScalePaths>,

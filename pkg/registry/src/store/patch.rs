@@ -14,7 +14,7 @@ use rkube_apimachinery::status::ApiStatus;
 use serde_json::Value;
 
 use crate::context::RequestContext;
-use crate::managed;
+use crate::managed::ScaleWrite;
 use crate::metadata;
 use crate::options::{PatchOptions, UpdateOptions};
 use crate::store::write::{Source, WriteRequest};
@@ -86,8 +86,8 @@ impl PatchRequest {
             let Parsed::Apply(config) = &self.patch else {
                 return Err(ApiStatus::not_found(&store.row.group_resource(), &target.name));
             };
-            let new = managed::apply(None, config.clone(), self.force, &request.managed())?;
-            let new = self.finish(request, new)?;
+            let new =
+                self.finish(request, request.managed().apply(None, &stored_config(request, config)?, self.force)?)?;
             if !new.uid().is_empty() {
                 let text = format!(
                     "uid mismatch: the provided object specified uid {}, and no existing object was found",
@@ -97,14 +97,13 @@ impl PatchRequest {
             }
             return Ok(new);
         };
-        let patched = match &self.patch {
-            Parsed::Apply(config) => managed::apply(Some(&current), config.clone(), self.force, &request.managed())?,
-            _ => self.apply_plain(current, &store.core.schema, store.row.schema)?,
-        };
-        let mut new = self.finish(request, patched)?;
-        if !matches!(self.patch, Parsed::Apply(_)) {
-            managed::update(Some(old), &mut new, &request.managed());
+        if let Parsed::Apply(config) = &self.patch {
+            let applied = request.managed().apply(Some(old), &stored_config(request, config)?, self.force)?;
+            return self.finish(request, applied);
         }
+        let patched = self.apply_plain(current, &store.core.schema, store.row.schema)?;
+        let mut new = self.finish(request, store.version.to_stored(patched)?)?;
+        request.managed().update(Some(old), &mut new);
         Ok(new)
     }
 
@@ -119,28 +118,34 @@ impl PatchRequest {
         Ok(document)
     }
 
-    /// The scale after the patch; for an apply, what it says.
-    pub(crate) fn apply_to_scale(&self, current: Value) -> Result<Value, ApiStatus> {
+    /// The scale after the patch.
+    pub(crate) fn apply_to_scale(&self, current: &Value, owners: &ScaleWrite<'_>) -> Result<Value, ApiStatus> {
         if let Parsed::Apply(config) = &self.patch {
-            return Ok(config.clone());
+            return owners.apply(current, config, self.force);
         }
         let kind = GroupVersionKind::new("autoscaling", "v1", "Scale");
         let ty = rkube_api::type_of(&kind).ok_or_else(|| ApiStatus::internal("the schema has no Scale"))?;
-        self.apply_plain(current, rkube_api::schema(), ty)
+        self.apply_plain(current.clone(), rkube_api::schema(), ty)
     }
 
     pub(crate) fn is_apply(&self) -> bool {
         matches!(self.patch, Parsed::Apply(_))
     }
 
-    pub(crate) fn is_forced(&self) -> bool {
-        self.force
-    }
-
     fn finish(&self, request: &WriteRequest<'_>, patched: Value) -> Result<Value, ApiStatus> {
-        let mut new = request.store.version.to_stored(patched)?;
+        let mut new = patched;
         metadata::ensure_namespace(&mut new, request.store.core.namespaced, &request.target.namespace)?;
         metadata::check_name(&new, &request.target.name)?;
         request.default(new)
+    }
+}
+
+/// A configuration in the stored version. One of another kind stays as it is, to be refused by name.
+fn stored_config(request: &WriteRequest<'_>, config: &Value) -> Result<Value, ApiStatus> {
+    let row = &request.store.row;
+    if config.gvk().is_some_and(|gvk| gvk == row.gvk()) {
+        request.store.version.to_stored(config.clone())
+    } else {
+        Ok(config.clone())
     }
 }

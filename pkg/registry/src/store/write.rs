@@ -26,7 +26,7 @@ use crate::admission::{Attributes, Operation, OperationOptions};
 use crate::context::RequestContext;
 use crate::encode;
 use crate::hooks::Transaction;
-use crate::managed;
+use crate::managed::{self, ScaleWrite};
 use crate::metadata;
 use crate::options::{CreateOptions, UpdateOptions};
 use crate::store::convert::object_of;
@@ -79,10 +79,13 @@ impl<'a> WriteRequest<'a> {
     }
 
     pub(crate) fn managed(&self) -> managed::Write<'a> {
+        let core = &self.store.core;
         managed::Write {
+            ownership: &core.ownership,
+            schema: &core.schema,
             manager: self.field_manager,
             subresource: &self.target.subresource,
-            reset: self.strategy.reset_fields(),
+            now: core.shared.clock.now(),
         }
     }
 
@@ -206,7 +209,7 @@ impl<'a> WriteRequest<'a> {
             self.context.warn(warning);
         }
         strategy.canonicalize(&mut draft).map_err(typed)?;
-        managed::ignore_timestamps(draft.value(), old);
+        managed::keep_times_if_unchanged(old, draft.value());
 
         attributes.object = Some(draft);
         // A scale was admitted as a scale.
@@ -321,7 +324,7 @@ impl Store {
             context.warn(warning);
         }
         let mut value = request.default(value)?;
-        managed::update(None, &mut value, &request.managed());
+        request.managed().update(None, &mut value);
 
         let name = Arc::from(value.name());
         let operation = OperationOptions::Create(options.clone());
@@ -509,7 +512,7 @@ impl Rewrite<'_> {
         let new = match &mut self.source {
             Source::Put(body) => {
                 let mut new = body.clone();
-                managed::update(Some(&old), &mut new, &managed);
+                managed.update(Some(&old), &mut new);
                 new
             }
             Source::Patch(patch) => {
@@ -548,10 +551,12 @@ impl Rewrite<'_> {
         let request = &self.request;
         let store = request.store;
         let managed = request.managed();
-        let current = paths.read(&old)?;
+        let owners = ScaleWrite::new(&managed, paths)?;
+        let mut current = paths.read(&old)?;
+        owners.own(&mut current, &old)?;
         let mut scale = match &self.source {
             Source::Put(body) => body.clone(),
-            Source::Patch(patch) => patch.apply_to_scale(current.clone())?,
+            Source::Patch(patch) => patch.apply_to_scale(&current, &owners)?,
         };
         metadata::ensure_namespace(&mut scale, store.core.namespaced, &request.target.namespace)?;
         metadata::check_name(&scale, &request.target.name)?;
@@ -559,6 +564,9 @@ impl Rewrite<'_> {
             let text =
                 format!("Precondition failed: UID in precondition: {}, UID in object meta: {}", scale.uid(), old.uid());
             return Err(ApiStatus::conflict(&store.scale_resource(), &request.target.name, &text));
+        }
+        if !matches!(&self.source, Source::Patch(patch) if patch.is_apply()) {
+            owners.update(&current, &mut scale);
         }
         let options = OperationOptions::Update(self.options.clone());
         let old_scale = Arc::new(object_of(existing, &current)?);
@@ -569,19 +577,10 @@ impl Rewrite<'_> {
         request.context.admission.admit(&mut attributes).await?;
         let scale = take(&mut attributes)?.into_value();
 
-        let new = match &self.source {
-            Source::Patch(patch) if patch.is_apply() => {
-                let config = paths.config(&scale, &store.row)?;
-                managed::apply(Some(&old), config, patch.is_forced(), &managed)?
-            }
-            _ => {
-                let mut new = old.clone();
-                paths.write(&scale, &mut new, &name)?;
-                new.set_resource_version(scale.resource_version());
-                managed::update(Some(&old), &mut new, &managed);
-                new
-            }
-        };
+        let mut new = old.clone();
+        paths.write(&scale, &mut new, &name)?;
+        new.set_resource_version(scale.resource_version());
+        owners.give_back(&scale, &mut new)?;
         attributes.object = Some(Draft::new(scale));
         request.context.admission.validate(&mut attributes).await?;
         match request.build_update(new, &old, existing, &mut attributes).await? {
@@ -598,7 +597,7 @@ impl Rewrite<'_> {
         let mut new = match &mut self.source {
             Source::Put(body) => {
                 let mut new = body.clone();
-                managed::update(None, &mut new, &request.managed());
+                request.managed().update(None, &mut new);
                 new
             }
             Source::Patch(patch) => patch.apply(request, None)?,

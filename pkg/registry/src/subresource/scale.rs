@@ -116,18 +116,6 @@ impl ScalePaths {
         place.as_object_mut().ok_or_else(invalid_object)?.insert(last.to_owned(), Value::from(replicas));
         Ok(())
     }
-
-    /// What an applied scale says, as a configuration of the object it scales.
-    pub(crate) fn config(&self, scale: &Value, row: &Resource) -> Result<Value, ApiStatus> {
-        let mut config = json!({
-            "apiVersion": row.gvk().api_version(), "kind": row.kind,
-            "metadata": {"name": scale.name(), "namespace": scale.namespace()},
-        });
-        if let Some(replicas) = scale.pointer("/spec/replicas").and_then(Value::as_i64) {
-            self.set_replicas(&mut config, replicas)?;
-        }
-        Ok(config)
-    }
 }
 
 impl Store {

@@ -1,5 +1,6 @@
 //! The registry through its public interface, over memory storage.
 
+mod apply;
 mod cluster;
 mod deletion;
 mod lists;
