@@ -26,7 +26,7 @@ pub enum Reply {
     Negative(ResponseCode),
     /// An alias of a name outside the cluster: the records of `target` follow.
     Alias {
-        alias: Record,
+        alias: Box<Record>,
         target: Name,
     },
     /// Not about the cluster.
