@@ -14,6 +14,7 @@ mod common;
 mod deployment;
 mod endpoints;
 mod endpointslice;
+mod garbagecollector;
 mod namespace;
 mod replicaset;
 mod root_ca;

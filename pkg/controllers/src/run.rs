@@ -7,7 +7,7 @@ use rkube_client::factory::NotSynced;
 use tracing::{error, info, info_span};
 
 use crate::context::{ControllerContext, Descriptor};
-use crate::{deployment, endpoints, endpointslice, namespace, replicaset, root_ca, serviceaccount};
+use crate::{deployment, endpoints, endpointslice, garbagecollector, namespace, replicaset, root_ca, serviceaccount};
 
 /// All controllers, by name.
 pub fn descriptors() -> &'static [Descriptor] {
@@ -15,6 +15,7 @@ pub fn descriptors() -> &'static [Descriptor] {
         deployment::DEPLOYMENT,
         endpoints::ENDPOINTS,
         endpointslice::ENDPOINTSLICE,
+        garbagecollector::GARBAGECOLLECTOR,
         namespace::NAMESPACE,
         replicaset::REPLICASET,
         replicaset::REPLICATIONCONTROLLER,
