@@ -19,7 +19,6 @@ use super::format::Position;
 use super::recovery::Recovered;
 use super::state::{Shared, segment_name};
 use super::writer::Request;
-use crate::StorageError;
 
 /// Segments removed per round; removing a large file takes the file system a while.
 const REMOVALS: usize = 2;
@@ -130,15 +129,12 @@ impl Checkpointer {
         self.ended();
     }
 
-    /// Leaves a checkpoint behind that covers everything.
-    pub(crate) fn finish(&mut self, next: Position, sequence: u64) -> Result<(), StorageError> {
+    /// Leaves a checkpoint behind that covers everything, if there is room for it. It only saves time.
+    pub(crate) fn finish(&mut self, next: Position, sequence: u64) {
         self.wait();
-        if self.since == 0 && self.not_before == 0 {
-            return Ok(());
-        }
-        match checkpoint::write(&self.shared, self.mark(next, sequence)) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(StorageError::Unavailable(Arc::new(error))),
+        if self.since > 0 || self.not_before > 0 {
+            let written = checkpoint::write(&self.shared, self.mark(next, sequence));
+            self.take(written, next);
         }
     }
 

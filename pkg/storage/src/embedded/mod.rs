@@ -30,6 +30,7 @@ mod tests;
 
 use std::any::Any;
 use std::hash::{BuildHasher, RandomState};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -132,9 +133,10 @@ impl EmbeddedStorage {
         });
         let (sender, receiver) = mpsc::channel(QUEUE);
         let writer = Writer::new(shared.clone(), options, receiver, sender.downgrade(), &recovered)?;
+        let for_writer = shared.clone();
         let thread = thread::Builder::new()
             .name("datastore".to_owned())
-            .spawn(move || run_writer(writer, lock))
+            .spawn(move || run_writer(writer, &for_writer, lock))
             .map_err(|error| StorageError::Unavailable(Arc::new(error)))?;
         Ok(Self { shared, requests: Some(sender), writer: Mutex::new(Some(thread)) })
     }
@@ -147,12 +149,13 @@ impl EmbeddedStorage {
         if requests.send(Request::Close { reply }).await.is_err() {
             return Ok(());
         }
-        let written = answer.await.unwrap_or(Ok(()));
+        // No answer is one too: the writer is gone.
+        let _ = answer.await;
         let thread = self.writer.lock().take();
         if let Some(thread) = thread {
             run_blocking(move || thread.join().map_err(|_| writer_ended())).await?;
         }
-        written
+        Ok(())
     }
 
     /// Reads every value that is kept and checks it. For tests, tools and backups.
@@ -216,9 +219,14 @@ impl EmbeddedStorage {
     }
 }
 
-/// The lock is let go of only when nothing can be written any more.
-fn run_writer(writer: Writer, lock: Box<dyn Any + Send + Sync>) {
-    writer.run();
+/// The lock is let go of only when nothing can be written any more. A writer that panics takes the store with it:
+/// watchers must not wait for changes that nobody makes.
+fn run_writer(writer: Writer, shared: &Shared, lock: Box<dyn Any + Send + Sync>) {
+    if catch_unwind(AssertUnwindSafe(|| writer.run())).is_err() {
+        tracing::error!("The writer of the datastore ended unexpectedly");
+        shared.closed.store(true, Ordering::Release);
+        shared.hub.close(&writer_ended());
+    }
     drop(lock);
 }
 

@@ -97,6 +97,11 @@ fn open_segments(disk: &dyn Disk, names: &[String]) -> Result<Files, StorageErro
             disk.remove(&segment_name(number)).map_err(unavailable)?;
             continue;
         }
+        // What follows the end that the next segment states was never acknowledged, and is never read.
+        let previous_end = SegmentHeader::decode(&header).map(|header| header.previous_end);
+        if let (Some(end), Some((_, len))) = (previous_end, files.get_mut(&number.wrapping_sub(1))) {
+            *len = end.min(*len);
+        }
         files.insert(number, (file, len));
     }
     Ok(files)

@@ -55,7 +55,7 @@ pub(crate) enum Request {
     /// A checkpoint has ended.
     Checkpointed,
     Close {
-        reply: oneshot::Sender<Result<(), StorageError>>,
+        reply: oneshot::Sender<()>,
     },
 }
 
@@ -104,7 +104,7 @@ struct Round {
     /// Bytes on disk when it began.
     used_bytes: u64,
     replies: Vec<Reply>,
-    close: Option<oneshot::Sender<Result<(), StorageError>>>,
+    close: Option<oneshot::Sender<()>>,
 }
 
 struct Entry {
@@ -470,15 +470,13 @@ impl Writer {
         }
     }
 
-    fn close(mut self, reply: oneshot::Sender<Result<(), StorageError>>) {
+    fn close(mut self, reply: oneshot::Sender<()>) {
         let next = Position { segment: self.log.number, offset: self.log.end };
-        let written = match &self.failed {
-            Some(error) => Err(error.clone()),
-            None if self.log.dirty => Ok(()),
-            None => self.checkpointer.finish(next, self.log.sequence),
-        };
+        if self.failed.is_none() && !self.log.dirty {
+            self.checkpointer.finish(next, self.log.sequence);
+        }
         self.end();
-        let _ = reply.send(written);
+        let _ = reply.send(());
     }
 
     /// Refuses what still waits and ends the watches.
@@ -490,7 +488,7 @@ impl Writer {
             match request {
                 Request::Write { reply, .. } => drop(reply.send(Err(StorageError::Closed))),
                 Request::Compact { reply, .. } => drop(reply.send(Err(StorageError::Closed))),
-                Request::Close { reply } => drop(reply.send(Ok(()))),
+                Request::Close { reply } => drop(reply.send(())),
                 Request::Checkpointed => {}
             }
         }
