@@ -76,7 +76,7 @@ fn element_from(key: &str) -> Result<Option<PathElement>, DecodeError> {
 
 fn element_text(element: &PathElement) -> String {
     match element {
-        PathElement::Field(name) => format!("f:{name}"),
+        PathElement::Field(name) => ["f:", name].concat(),
         PathElement::Key(fields) => {
             let mut out = String::from("k:{");
             for (index, (name, value)) in fields.iter().enumerate() {

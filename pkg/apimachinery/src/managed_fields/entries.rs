@@ -184,7 +184,7 @@ pub(super) fn cap_update_managers(managers: &mut Managers) {
         }
         let Some(owned) = managers.remove(&id) else { continue };
         if let Some(ancient) = managers.get_mut(&bucket) {
-            ancient.set = ancient.set.union(&owned.set);
+            ancient.set = std::mem::take(&mut ancient.set).union(owned.set);
             ancient.time = owned.time;
         } else {
             managers.insert(bucket, owned);

@@ -71,6 +71,12 @@ impl FieldManager<'_> {
     /// Records a create, update or patch (other than apply) in `new`, whose own `managedFields` count only as
     /// far as a client may edit them. Never fails: a write is worth more than the record of who made it.
     pub fn update(&self, live: Option<&Value>, new: &mut Value, manager: &str, now: Timestamp) {
+        if let Some(live) = live
+            && self.changes_nothing(live, new)
+        {
+            new.set_managed_fields(live.managed_fields().to_vec());
+            return;
+        }
         let managers = self.managers_of_request(live, new);
         new.set_managed_fields(Vec::new());
         let exists = live.is_some_and(|live| !live.uid().is_empty());
@@ -89,6 +95,16 @@ impl FieldManager<'_> {
         if let Ok(managers) = self.updated(live, new, managers, manager, now) {
             new.set_managed_fields(entries::encode(&managers));
         }
+    }
+
+    /// Whether neither the object nor, as far as the client may, the record differs from what is stored. Many
+    /// writes are so, and need not read the record.
+    fn changes_nothing(&self, live: &Value, new: &Value) -> bool {
+        let given = new.meta_field("managedFields");
+        let same_record = !self.subresource.is_empty()
+            || given.is_none_or(Value::is_null)
+            || (!new.managed_fields().is_empty() && new.managed_fields() == live.managed_fields());
+        same_record && equal_but_record(live, new)
     }
 
     fn managers_of_request(&self, live: Option<&Value>, new: &Value) -> Managers {
@@ -128,7 +144,7 @@ impl FieldManager<'_> {
                 subresource: self.subresource.to_owned(),
             };
             let owned = managers.entry(id).or_insert_with(|| Owned { set: Set::new(), api_version, time: None });
-            owned.set = gained.union(&owned.set);
+            owned.set = gained.union(std::mem::take(&mut owned.set));
             owned.time = Some(now);
         }
         entries::cap_update_managers(&mut managers);
@@ -219,7 +235,7 @@ impl FieldManager<'_> {
         let (live, config) = (self.typed(live, &api_version), self.typed(applied, &api_version));
         let new = self.updater().apply(&live, &config, &mut managers, &id, force)?;
         if let Some(owned) = managers.get_mut(&id) {
-            owned.set = owned.set.difference(stripped());
+            owned.set = std::mem::take(&mut owned.set).difference(stripped());
             if new.is_some() {
                 owned.time = Some(now);
             }
@@ -235,6 +251,22 @@ impl FieldManager<'_> {
             Failure::Conflicts(conflicts) => entries::conflict_status(&conflicts),
             Failure::Status(status) => status,
         }
+    }
+}
+
+/// Whether two objects are equal but for what the record of owners does not cover.
+fn equal_but_record(one: &Value, other: &Value) -> bool {
+    fn equal_without(one: &Map<String, Value>, other: &Map<String, Value>, ignored: &[&str]) -> bool {
+        let relevant = |key: &&String| !ignored.contains(&key.as_str());
+        one.keys().filter(relevant).count() == other.keys().filter(relevant).count()
+            && one.iter().filter(|(key, _)| relevant(key)).all(|(key, value)| other.get(key) == Some(value))
+    }
+    match (one, other, one.metadata(), other.metadata()) {
+        (Value::Object(one), Value::Object(other), Some(one_metadata), Some(other_metadata)) => {
+            equal_without(one_metadata, other_metadata, &["managedFields", "resourceVersion"])
+                && equal_without(one, other, &["metadata"])
+        }
+        _ => false,
     }
 }
 

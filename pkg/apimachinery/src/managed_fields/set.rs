@@ -234,7 +234,7 @@ impl Set {
             Ok(place) => {
                 if let Some(node) = self.nodes.get_mut(place) {
                     node.member |= member;
-                    node.children = node.children.union(&children);
+                    node.children = std::mem::take(&mut node.children).union(children);
                 }
             }
             Err(place) => self.nodes.insert(place, Node { element, member, children }),
@@ -250,81 +250,80 @@ impl Set {
     }
 
     #[must_use]
-    pub fn union(&self, other: &Self) -> Self {
+    pub fn union(self, other: Self) -> Self {
         if self.is_empty() {
-            return other.clone();
+            return other;
         }
         if other.is_empty() {
-            return self.clone();
+            return self;
         }
-        self.zip(other, |a, b| match (a, b) {
-            (Some(a), Some(b)) => Some((a.member || b.member, a.children.union(&b.children))),
-            (Some(one), None) | (None, Some(one)) => Some((one.member, one.children.clone())),
-            (None, None) => None,
-        })
+        let mut out = Vec::with_capacity(self.nodes.len() + other.nodes.len());
+        let (mut ours, mut theirs) = (self.nodes.into_iter().peekable(), other.nodes.into_iter().peekable());
+        while let (Some(a), Some(b)) = (ours.peek(), theirs.peek()) {
+            match a.element.cmp(&b.element) {
+                Ordering::Less => out.extend(ours.next()),
+                Ordering::Greater => out.extend(theirs.next()),
+                Ordering::Equal => {
+                    if let (Some(a), Some(b)) = (ours.next(), theirs.next()) {
+                        out.push(Node { member: a.member || b.member, children: a.children.union(b.children), ..a });
+                    }
+                }
+            }
+        }
+        out.extend(ours);
+        out.extend(theirs);
+        Self { nodes: out }
     }
 
     #[must_use]
-    pub fn intersection(&self, other: &Self) -> Self {
-        self.zip(other, |a, b| {
-            let (a, b) = (a?, b?);
-            Some((a.member && b.member, a.children.intersection(&b.children)))
+    pub fn intersection(self, other: &Self) -> Self {
+        self.pair(other, |node, other| {
+            let other = other?;
+            let member = node.member && other.member;
+            Some(Node { member, children: node.children.intersection(&other.children), ..node })
         })
     }
 
     /// Paths of `self` that are not in `other`. A path stays when only its parent is in `other`.
     #[must_use]
-    pub fn difference(&self, other: &Self) -> Self {
-        if other.is_empty() {
-            return self.clone();
-        }
-        self.zip(other, |a, b| {
-            let a = a?;
-            Some(match b {
-                Some(b) => (a.member && !b.member, a.children.difference(&b.children)),
-                None => (a.member, a.children.clone()),
-            })
+    pub fn difference(self, other: &Self) -> Self {
+        self.pair(other, |node, other| {
+            let Some(other) = other else { return Some(node) };
+            let member = node.member && !other.member;
+            Some(Node { member, children: node.children.difference(&other.children), ..node })
         })
     }
 
     /// Paths of `self` that are neither in `other` nor below a path of `other`.
     #[must_use]
-    pub fn recursive_difference(&self, other: &Self) -> Self {
-        if other.is_empty() {
-            return self.clone();
-        }
-        self.zip(other, |a, b| {
-            let a = a?;
-            match b {
-                Some(b) if b.member => None,
-                Some(b) => Some((a.member, a.children.recursive_difference(&b.children))),
-                None => Some((a.member, a.children.clone())),
-            }
+    pub fn recursive_difference(self, other: &Self) -> Self {
+        self.pair(other, |node, other| match other {
+            Some(other) if other.member => None,
+            Some(other) => Some(Node { children: node.children.recursive_difference(&other.children), ..node }),
+            None => Some(node),
         })
     }
 
-    /// Walks both tries' siblings in order and keeps what `keep` makes of each pair.
-    fn zip(&self, other: &Self, keep: impl Fn(Option<&Node>, Option<&Node>) -> Option<(bool, Set)>) -> Self {
-        let mut out = Vec::with_capacity(self.nodes.len());
-        let (mut ours, mut theirs) = (self.nodes.iter().peekable(), other.nodes.iter().peekable());
-        loop {
-            let order = match (ours.peek(), theirs.peek()) {
-                (None, None) => break,
-                (Some(_), None) => Ordering::Less,
-                (None, Some(_)) => Ordering::Greater,
-                (Some(a), Some(b)) => a.element.cmp(&b.element),
-            };
-            let a = if order.is_le() { ours.next() } else { None };
-            let b = if order.is_ge() { theirs.next() } else { None };
-            let Some(one) = a.or(b) else { break };
-            if let Some((member, children)) = keep(a, b) {
-                let node = Node { element: one.element.clone(), member, children };
-                if !node.is_empty() {
-                    out.push(node);
-                }
-            }
-        }
-        Self { nodes: out }
+    /// Whether every path of `self` is in `other`.
+    pub fn is_subset(&self, other: &Self) -> bool {
+        let mut theirs = other.nodes.iter().peekable();
+        self.nodes.iter().all(|node| {
+            while theirs.next_if(|other| other.element < node.element).is_some() {}
+            theirs
+                .next_if(|other| other.element == node.element)
+                .is_some_and(|other| (other.member || !node.member) && node.children.is_subset(&other.children))
+        })
+    }
+
+    /// What `keep` makes of each node and its counterpart in `other`, empty ones left out.
+    fn pair(self, other: &Self, keep: impl Fn(Node, Option<&Node>) -> Option<Node>) -> Self {
+        let mut theirs = other.nodes.iter().peekable();
+        let nodes = self.nodes.into_iter().filter_map(|node| {
+            while theirs.next_if(|other| other.element < node.element).is_some() {}
+            let other = theirs.next_if(|other| other.element == node.element);
+            keep(node, other).filter(|node| !node.is_empty())
+        });
+        Self { nodes: nodes.collect() }
     }
 
     /// All paths: at each level the members, then what is below them.
@@ -387,7 +386,7 @@ impl Filter {
         Self::Include(paths.iter().map(|path| path.iter().map(element).collect()).collect())
     }
 
-    pub(super) fn apply(&self, set: &Set) -> Set {
+    pub(super) fn apply(&self, set: Set) -> Set {
         match self {
             Self::Exclude(excluded) => set.recursive_difference(excluded),
             Self::Include(patterns) => {
@@ -398,9 +397,9 @@ impl Filter {
     }
 }
 
-fn include(set: &Set, patterns: &[&[Option<PathElement>]]) -> Set {
+fn include(set: Set, patterns: &[&[Option<PathElement>]]) -> Set {
     let mut out = Set::new();
-    for node in &set.nodes {
+    for node in set.nodes {
         let matching: Vec<&[Option<PathElement>]> = patterns
             .iter()
             .filter_map(|pattern| match pattern.split_first() {
@@ -410,9 +409,9 @@ fn include(set: &Set, patterns: &[&[Option<PathElement>]]) -> Set {
             })
             .collect();
         if matching.iter().any(|rest| rest.is_empty()) {
-            out.nodes.push(node.clone());
+            out.nodes.push(node);
         } else if !matching.is_empty() {
-            out.attach(node.element.clone(), node.member, include(&node.children, &matching));
+            out.attach(node.element, node.member, include(node.children, &matching));
         }
     }
     out

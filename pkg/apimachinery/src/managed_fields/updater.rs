@@ -72,7 +72,7 @@ impl<'a> Updater<'a> {
 
     fn filter(&self, set: Set, api_version: &str) -> Set {
         match self.reset_fields.get(api_version) {
-            Some(filter) => filter.apply(&set),
+            Some(filter) => filter.apply(set),
             None => set,
         }
     }
@@ -157,7 +157,8 @@ impl<'a> Updater<'a> {
             if versioned.is_same() {
                 continue;
             }
-            let taken = owned.set.intersection(&versioned.modified.union(&versioned.added));
+            let touched = |changed: &Set| owned.set.clone().intersection(changed);
+            let taken = touched(&versioned.modified).union(touched(&versioned.added));
             if !taken.is_empty() {
                 conflicts.push((id.clone(), taken));
             }
@@ -176,7 +177,7 @@ impl<'a> Updater<'a> {
         }
         for (id, set) in conflicts.into_iter().chain(removed) {
             if let Some(owned) = managers.get_mut(&id) {
-                owned.set = owned.set.difference(&set);
+                owned.set = std::mem::take(&mut owned.set).difference(&set);
             }
         }
         managers.retain(|_, owned| !owned.set.is_empty());
@@ -188,7 +189,7 @@ impl<'a> Updater<'a> {
     pub(super) fn update(&self, live: &Typed<'_>, new: &Typed<'_>, managers: &mut Managers) -> Result<Set, Failure> {
         *managers = self.reconciled(live, std::mem::take(managers))?;
         let comparison = self.take(live, new, managers, None, true)?;
-        Ok(comparison.modified.union(&comparison.added))
+        Ok(comparison.modified.union(comparison.added))
     }
 
     /// A write that says what the manager wants. Gives the new object, or `None` if nothing changed.
@@ -206,12 +207,13 @@ impl<'a> Updater<'a> {
             Typed { value: Cow::Owned(self.types().merge(&live.value, &config.value, root)), ..config.clone() };
         let set = self.filter(self.types().field_set(&config.value, root), &config.api_version);
         let api_version = config.api_version.clone().into_owned();
-        let last = managers.insert(id.clone(), Owned { set, api_version, time: None });
-        if let (Some(last), Some(owned)) = (&last, managers.get_mut(id)) {
-            owned.time = last.time;
-        }
+        let last = managers.remove(id);
+        // What is applied again as it was leaves nothing to prune.
+        let last = last.map(|last| (last.api_version != api_version || !last.set.is_subset(&set), last));
+        let time = last.as_ref().and_then(|(_, last)| last.time);
+        managers.insert(id.clone(), Owned { set, api_version, time });
         let new = match last {
-            Some(last) if !last.set.is_empty() => {
+            Some((true, last)) => {
                 let pruned = self.pruned(merged, managers, &last, &config.api_version)?;
                 // Pruning drops a container with its last field; one that is applied empty stays.
                 Typed { value: Cow::Owned(self.types().merge(&pruned.value, &config.value, root)), ..pruned }
@@ -234,14 +236,14 @@ impl<'a> Updater<'a> {
         let Some(merged_then) = self.convert(&merged, &last.api_version)? else { return Ok(merged) };
         let types = self.types();
         let root = self.root(&merged_then);
-        let last_set = types.with_named_fields(&last.set, Some(root));
+        let last_set = types.with_named_fields(last.set.clone(), Some(root));
         let without = Typed { value: Cow::Owned(self.without(&merged_then, &last_set)), ..merged_then.clone() };
         let with_owned = self.add_back_owned(merged_then.clone(), without, managers)?;
         let Some(with_owned) = self.convert(&with_owned, &last.api_version)? else { return Ok(merged) };
 
         // What is left hanging, such as an emptied parent that was never applied, comes back too.
-        let pruned_set = types.with_named_fields(&types.field_set(&with_owned.value, root), Some(root));
-        let merged_set = types.with_named_fields(&types.field_set(&merged_then.value, root), Some(root));
+        let pruned_set = types.with_named_fields(types.field_set(&with_owned.value, root), Some(root));
+        let merged_set = types.with_named_fields(types.field_set(&merged_then.value, root), Some(root));
         let gone = merged_set.difference(&pruned_set).intersection(&last_set);
         let pruned = Typed { value: Cow::Owned(self.without(&merged_then, &gone)), ..merged_then };
         Ok(self.convert(&pruned, api_version)?.unwrap_or(merged))
@@ -261,7 +263,7 @@ impl<'a> Updater<'a> {
         let mut owned_at: BTreeMap<&str, Set> = BTreeMap::new();
         for owned in managers.values() {
             let at_version = owned_at.entry(owned.api_version.as_str()).or_default();
-            *at_version = at_version.union(&owned.set);
+            *at_version = std::mem::take(at_version).union(owned.set.clone());
         }
         // The version pruned in comes first: it needs no conversion.
         let first = pruned.api_version.clone().into_owned();
@@ -274,9 +276,9 @@ impl<'a> Updater<'a> {
                 continue;
             };
             let root = Some(self.root(&merged_at));
-            let all = types.with_named_fields(&types.field_set(&merged_at.value, self.root(&merged_at)), root);
-            let left = types.with_named_fields(&types.field_set(&pruned_at.value, self.root(&merged_at)), root);
-            let gone = all.difference(&left.union(&types.with_named_fields(owned, root)));
+            let all = types.with_named_fields(types.field_set(&merged_at.value, self.root(&merged_at)), root);
+            let left = types.with_named_fields(types.field_set(&pruned_at.value, self.root(&merged_at)), root);
+            let gone = all.difference(&left).difference(&types.with_named_fields(owned.clone(), root));
             pruned = Typed { value: Cow::Owned(self.without(&merged_at, &gone)), ..merged_at.clone() };
             merged = merged_at;
         }

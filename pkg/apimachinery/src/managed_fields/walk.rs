@@ -356,9 +356,8 @@ impl<'s> Types<'s> {
     }
 
     /// The set with every struct field that has children made a member, so that differences see it.
-    pub(super) fn with_named_fields(self, set: &Set, ty: Option<Type<'s>>) -> Set {
-        let mut out = set.clone();
-        for node in out.nodes_mut() {
+    pub(super) fn with_named_fields(self, mut set: Set, ty: Option<Type<'s>>) -> Set {
+        for node in set.nodes_mut() {
             let below = match (&node.element, ty) {
                 (PathElement::Field(name), Some(ty @ (Type::Object(_) | Type::Map(_) | Type::AnyObject))) => {
                     node.member |= ty.declares(name);
@@ -369,10 +368,10 @@ impl<'s> Types<'s> {
                 _ => None,
             };
             if !node.children.is_empty() {
-                node.children = self.with_named_fields(&node.children, below);
+                node.children = self.with_named_fields(std::mem::take(&mut node.children), below);
             }
         }
-        out
+        set
     }
 
     /// Brings a stored set in line with a schema that changed: what has become atomic is owned as a whole.
