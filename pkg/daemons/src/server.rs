@@ -1,10 +1,14 @@
-//! The control plane: what `rkube server` runs.
+//! The control plane: what `rkube server` runs, in the order it starts.
+
+mod control_plane;
+mod datastore;
+mod seed;
 
 use std::future::Future;
 
 use rkube_apimachinery::clock::SharedClock;
 
-use crate::component::{Component, ComponentError, supervise};
+use crate::component::{ComponentError, supervise};
 use crate::config::ServerConfig;
 use crate::notify;
 
@@ -14,11 +18,11 @@ pub async fn run(
     clock: SharedClock,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), ComponentError> {
-    let components = components(&config);
-    supervise(components, clock, stop, || notify::notify(notify::READY)).await?;
+    let server = control_plane::ControlPlane::open(config, clock.clone()).await?;
+    supervise(server.components(), clock, stop, || {
+        tracing::info!("Ready");
+        notify::notify(notify::READY);
+    })
+    .await?;
     Ok(())
-}
-
-fn components(_config: &ServerConfig) -> Vec<Box<dyn Component>> {
-    Vec::new()
 }

@@ -1,0 +1,268 @@
+//! Opens everything a control plane consists of and lists what runs.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use rkube_apimachinery::clock::SharedClock;
+use rkube_apimachinery::random::{SharedRandom, SystemRandom};
+use rkube_apimachinery::status::ApiStatus;
+use rkube_apiserver::admission::Chain;
+use rkube_apiserver::auth::basic::{
+    BasicAuthenticator, CertificateAuthenticator, MASTERS, NoAudit, NoImpersonation, StaticTokens,
+};
+use rkube_apiserver::auth::flow::MaxInFlight;
+use rkube_apiserver::openapi::NoOpenApi;
+use rkube_apiserver::proxy::RegistryNodes;
+use rkube_apiserver::rbac::RbacAuthorizer;
+use rkube_apiserver::server::{Extensions, OpenId, REQUEST_TIMEOUT};
+use rkube_apiserver::{ApiServer, Config};
+use rkube_client::Client;
+use rkube_http::listener::Listener;
+use rkube_http::tls::{self, ClientVerifier, TlsError};
+use rkube_pki::tree::{Names, Tree};
+use rkube_pki::{PkiError, authority, files, kubeconfig};
+use rkube_registry::registry::RegistryError;
+use rkube_registry::{Registry, UserInfo};
+use rkube_storage::Storage;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::datastore::{self, DatastoreError};
+use super::seed;
+use crate::component::{Component, component};
+use crate::config::{Paths, ServerConfig};
+
+/// How long requests under way may take when the server stops.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a control plane could not be opened. Nothing runs then.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Datastore(#[from] DatastoreError),
+    #[error("loading the cluster's state")]
+    Registry(#[from] RegistryError),
+    #[error("reading roles and bindings")]
+    Policy(#[source] ApiStatus),
+    #[error("{address} is in use or cannot be listened on: stop what listens there, or use --https-listen-port")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("--service-cidr {0} has no room for the kubernetes Service")]
+    ServiceCidr(String),
+    #[error("finding the address of the default route: use --advertise-address")]
+    Address(#[source] std::io::Error),
+    #[error("service-cidr: {0}")]
+    Network(String),
+    #[error("creating {path}")]
+    Folder {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+pub(crate) struct ControlPlane {
+    config: ServerConfig,
+    clock: SharedClock,
+    random: SharedRandom,
+    storage: Arc<dyn Storage>,
+    registry: Arc<Registry>,
+    api: ApiServer,
+    listener: Listener,
+    service_ip: IpAddr,
+    stop: CancellationToken,
+}
+
+impl ControlPlane {
+    pub(crate) async fn open(config: ServerConfig, clock: SharedClock) -> Result<Self, OpenError> {
+        let paths = Paths::new(&config.data_dir);
+        let now = clock.now();
+        let random: SharedRandom = Arc::new(SystemRandom);
+        let stop = CancellationToken::new();
+        files::create_folder(&paths.server()).map_err(|source| OpenError::Folder { path: paths.server(), source })?;
+
+        let service_ip =
+            config.service_cidr.nth(1).ok_or_else(|| OpenError::ServiceCidr(config.service_cidr.to_string()))?;
+        let advertise = match config.advertise_address {
+            Some(address) => address,
+            None => default_route_address().map_err(OpenError::Address)?,
+        };
+        let tree = Tree::open(&paths.tls(), now)?;
+        let mut names = Names::api_server(&config.cluster_domain, &host_name(), service_ip);
+        names.add(&advertise.to_string());
+        config.tls_sans.iter().for_each(|name| names.add(name));
+        let serving = tree.serving(&names, now)?;
+        write_kubeconfigs(&config, &paths, &tree, advertise, &clock)?;
+
+        // The port before the datastore: a second server is told before it touches anything.
+        let address = SocketAddr::new(config.bind_address, config.https_listen_port);
+        let socket = TcpListener::bind(address).await.map_err(|source| OpenError::Listen { address, source })?;
+        let authorities = authority::certificates(tree.cluster.certificate_pem(), "cluster CA")?;
+        let roots = tls::roots(&authorities)?;
+        let server_tls = tls::server_config(serving.chain()?, serving.key()?, &roots)?;
+        let listener = Listener::new("kube-apiserver", socket, Some(Arc::new(ArcSwap::from_pointee(server_tls))));
+
+        let storage = datastore::open(&config.datastore, &paths.db()).await?;
+        let network = config.service_cidr.to_string();
+        let service_cidr = network.parse().map_err(|error| OpenError::Network(format!("{network}: {error}")))?;
+        let registry_config = rkube_registry::Config {
+            service_cidrs: vec![service_cidr],
+            node_ports: config.service_node_ports,
+            ..rkube_registry::Config::default()
+        };
+        let registry = Registry::new(Arc::clone(&storage), clock.clone(), Arc::clone(&random), registry_config).await?;
+        let authorizer =
+            RbacAuthorizer::start(&registry, clock.clone(), stop.clone()).await.map_err(OpenError::Policy)?;
+
+        let kubelet_client = tree.kubelet_client(now)?;
+        let kubelet_tls = tls::client_config(roots.clone(), Some((kubelet_client.chain()?, kubelet_client.key()?)))?;
+        let cluster_tls = tls::unverified_client_config()?;
+        let nodes = RegistryNodes::new(
+            Arc::clone(&registry),
+            Arc::new(ArcSwap::from_pointee(kubelet_tls)),
+            Arc::new(ArcSwap::from_pointee(cluster_tls)),
+        );
+        let verifier = ClientVerifier::new(roots)?;
+        let api = ApiServer::new(Config {
+            registry: Arc::clone(&registry),
+            clock: clock.clone(),
+            resources: rkube_api::resources().to_vec(),
+            authenticator: Arc::new(BasicAuthenticator {
+                certificates: Some(CertificateAuthenticator::new(verifier, clock.clone())),
+                tokens: StaticTokens::default(),
+            }),
+            anonymous: true,
+            authorizer: Arc::new(authorizer),
+            impersonation: Arc::new(NoImpersonation),
+            audit: Arc::new(NoAudit),
+            flow: Arc::new(MaxInFlight::default()),
+            admission: Arc::new(Chain::new(Chain::builtin(&registry, clock.clone(), Arc::clone(&random)))),
+            nodes: Arc::new(nodes),
+            openapi: Arc::new(NoOpenApi),
+            metrics: Arc::new(Mutex::new(prometheus_client::registry::Registry::default())),
+            checks: Vec::new(),
+            advertise_address: SocketAddr::new(advertise, config.https_listen_port).to_string(),
+            extensions: Extensions { openid: Some(openid(&config, &tree)), ..Extensions::default() },
+            request_timeout: REQUEST_TIMEOUT,
+        });
+        Ok(Self { config, clock, random, storage, registry, api, listener, service_ip, stop })
+    }
+
+    /// Everything that runs, in the order it starts.
+    pub(crate) fn components(self) -> Vec<Box<dyn Component>> {
+        let Self { config, clock, random, storage, registry, api, listener, service_ip, stop } = self;
+        let seeder = self::client(&api, "system:apiserver", &clock, &random);
+        let https_port = config.https_listen_port;
+        let api_server = component("kube-apiserver", &[], move |ready, shutdown| async move {
+            seed::run(&seeder, service_ip, https_port).await?;
+            let closing = CancellationToken::new();
+            let serving = listener.serve(Arc::new(api.clone()), closing.clone(), DRAIN_TIMEOUT);
+            tokio::pin!(serving);
+            info!("Serving the Kubernetes API");
+            ready.ready();
+            tokio::select! {
+                () = &mut serving => {}
+                () = shutdown.requested() => {
+                    api.stop();
+                    closing.cancel();
+                    serving.await;
+                }
+            }
+            stop.cancel();
+            registry.shutdown();
+            drop(storage);
+            Ok(())
+        });
+        vec![api_server]
+    }
+}
+
+/// A client for a component of this process.
+fn client(api: &ApiServer, name: &str, clock: &SharedClock, random: &SharedRandom) -> Client {
+    let user = UserInfo { name: name.to_owned(), groups: vec![MASTERS.to_owned()], ..UserInfo::default() };
+    Client::new(api.transport_as(user), clock.clone(), Arc::clone(random)).with_user_agent(name)
+}
+
+fn openid(config: &ServerConfig, tree: &Tree) -> OpenId {
+    let issuer = issuer(config);
+    let document = serde_json::json!({
+        "issuer": issuer,
+        "jwks_uri": format!("{issuer}/openid/v1/jwks"),
+        "response_types_supported": ["id_token"],
+        "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": ["ES256"],
+    });
+    OpenId { configuration: document.to_string().into(), keys: tree.service_accounts.jwks().to_string().into() }
+}
+
+/// As kubeadm: a name every pod can resolve.
+fn issuer(config: &ServerConfig) -> String {
+    format!("https://kubernetes.default.svc.{}", config.cluster_domain)
+}
+
+/// The administrator's kubeconfig, and those of the components an administrator may want to run apart.
+fn write_kubeconfigs(
+    config: &ServerConfig,
+    paths: &Paths,
+    tree: &Tree,
+    advertise: IpAddr,
+    clock: &SharedClock,
+) -> Result<(), PkiError> {
+    let now = clock.now();
+    let local = SocketAddr::new(IpAddr::from([127, 0, 0, 1]), config.https_listen_port);
+    let reached = if config.bind_address.is_unspecified() || config.bind_address.is_loopback() {
+        local
+    } else {
+        SocketAddr::new(advertise, config.https_listen_port)
+    };
+    let server = format!("https://{reached}");
+    let write = |path: &Path, mode: u32, user: &str, common_name: &str, groups: &[&str]| {
+        let pair = tree.client(&format!("client-{user}"), common_name, groups, now)?;
+        let text = kubeconfig::render(
+            "rkube",
+            &server,
+            tree.cluster.certificate_pem(),
+            user,
+            &kubeconfig::User::Certificate(pair),
+        );
+        if files::read(path)?.as_deref() == Some(text.as_str()) {
+            return Ok(());
+        }
+        files::write(path, text.as_bytes(), mode)
+    };
+    write(&config.write_kubeconfig, config.write_kubeconfig_mode, "admin", "kubernetes-admin", &[MASTERS])?;
+    for (file, user) in [
+        ("controller-manager.kubeconfig", "system:kube-controller-manager"),
+        ("scheduler.kubeconfig", "system:kube-scheduler"),
+    ] {
+        let short = user.trim_start_matches("system:kube-");
+        write(&paths.credentials().join(file), files::PRIVATE, short, user, &[])?;
+    }
+    Ok(())
+}
+
+/// The address packets to elsewhere leave from. Nothing is sent.
+fn default_route_address() -> std::io::Result<IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    match socket.connect("192.0.2.1:9") {
+        Ok(()) => Ok(socket.local_addr()?.ip()),
+        // A machine without a route is its own world.
+        Err(_) => Ok(IpAddr::from([127, 0, 0, 1])),
+    }
+}
+
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_ascii_lowercase()
+}

@@ -1,0 +1,56 @@
+//! Opens the datastore the configuration names.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rkube_storage::embedded::{EmbeddedOptions, EmbeddedStorage};
+use rkube_storage::etcd::{ClientIdentity, EtcdOptions, EtcdStorage};
+use rkube_storage::{Storage, StorageError};
+
+use crate::config::Datastore;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DatastoreError {
+    #[error("opening the datastore in {folder}")]
+    Embedded {
+        folder: PathBuf,
+        #[source]
+        source: StorageError,
+    },
+    #[error("connecting to etcd at {endpoints}")]
+    Etcd {
+        endpoints: String,
+        #[source]
+        source: StorageError,
+    },
+    #[error("reading {path}")]
+    File {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+pub(crate) async fn open(datastore: &Datastore, folder: &Path) -> Result<Arc<dyn Storage>, DatastoreError> {
+    match datastore {
+        Datastore::Embedded => {
+            let store = EmbeddedStorage::open(folder, EmbeddedOptions::default()).await;
+            Ok(Arc::new(store.map_err(|source| DatastoreError::Embedded { folder: folder.to_owned(), source })?))
+        }
+        Datastore::Etcd { endpoints, ca_file, cert_file, key_file } => {
+            let identity = match (read(cert_file)?, read(key_file)?) {
+                (Some(certificate), Some(key)) => Some(ClientIdentity { certificate, key }),
+                _ => None,
+            };
+            let options = EtcdOptions { endpoints: endpoints.clone(), ca: read(ca_file)?, identity };
+            let store = EtcdStorage::connect(options).await;
+            let endpoints = endpoints.join(",");
+            Ok(Arc::new(store.map_err(|source| DatastoreError::Etcd { endpoints, source })?))
+        }
+    }
+}
+
+fn read(path: &Option<PathBuf>) -> Result<Option<Vec<u8>>, DatastoreError> {
+    let Some(path) = path else { return Ok(None) };
+    std::fs::read(path).map(Some).map_err(|source| DatastoreError::File { path: path.clone(), source })
+}

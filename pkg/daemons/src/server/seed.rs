@@ -1,0 +1,142 @@
+//! What every cluster holds from its first moment: namespaces, roles and bindings, priority classes, the
+//! `kubernetes` Service. Reconciled at each start: what is missing is made, what an administrator changed
+//! within the rules stays.
+//!
+//! Behaves as `pkg/controlplane/controller/{systemnamespaces,kubernetesservice}` and
+//! `pkg/registry/{rbac,scheduling}/rest`, v1.36.
+
+use std::net::IpAddr;
+
+use rkube_api::Kind;
+use rkube_api::k8s::core::v1::{Namespace, Service};
+use rkube_api::k8s::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding};
+use rkube_api::k8s::scheduling::v1::PriorityClass;
+use rkube_apiserver::rbac::{bootstrap, rule};
+use rkube_client::Client;
+use rkube_client::transport::ClientError;
+use serde_json::json;
+
+const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+
+#[derive(Debug, thiserror::Error)]
+#[error("preparing {kind} {name}")]
+pub(crate) struct SeedError {
+    kind: &'static str,
+    name: String,
+    #[source]
+    source: ClientError,
+}
+
+/// Makes everything, namespaces first.
+pub(crate) async fn run(client: &Client, service_ip: IpAddr, https_port: u16) -> Result<(), SeedError> {
+    for name in NAMESPACES {
+        ensure::<Namespace>(client, &typed(json!({ "metadata": { "name": name } })), |_, _| false).await?;
+    }
+    let policy = bootstrap::policy();
+    for role in &policy.cluster_roles {
+        ensure(client, role, reconcile_cluster_role).await?;
+    }
+    for role in &policy.roles {
+        ensure(client, role, reconcile_role).await?;
+    }
+    for binding in &policy.cluster_role_bindings {
+        ensure(client, binding, reconcile_cluster_binding).await?;
+    }
+    for binding in &policy.role_bindings {
+        ensure(client, binding, reconcile_binding).await?;
+    }
+    for (name, value, description) in [
+        (
+            "system-node-critical",
+            2_000_001_000,
+            "Used for system critical pods that must not be moved from their current node.",
+        ),
+        (
+            "system-cluster-critical",
+            2_000_000_000,
+            "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+        ),
+    ] {
+        let class = json!({ "metadata": { "name": name }, "value": value, "description": description });
+        ensure::<PriorityClass>(client, &typed(class), |_, _| false).await?;
+    }
+    let service = json!({
+        "metadata": {
+            "name": "kubernetes", "namespace": "default",
+            "labels": { "component": "apiserver", "provider": "kubernetes" }
+        },
+        "spec": {
+            "clusterIP": service_ip.to_string(), "type": "ClusterIP", "sessionAffinity": "None",
+            "ports": [{ "name": "https", "port": 443, "protocol": "TCP", "targetPort": https_port }]
+        }
+    });
+    ensure::<Service>(client, &typed(service), |_, _| false).await
+}
+
+fn typed<K: Kind>(value: serde_json::Value) -> K {
+    K::from_value(value).expect("the objects in this file are well formed")
+}
+
+/// Makes `wanted` if it is missing; otherwise lets `reconcile` change what is there and writes it if it did.
+async fn ensure<K: Kind>(client: &Client, wanted: &K, reconcile: fn(&mut K, &K) -> bool) -> Result<(), SeedError> {
+    let name = wanted.metadata().name.clone().unwrap_or_default();
+    let api = match &wanted.metadata().namespace {
+        Some(namespace) => client.namespaced::<K>(namespace),
+        None => client.all::<K>(),
+    };
+    let outcome = match api.get(&name).await {
+        Ok(mut found) => {
+            let leave = found.metadata().annotations.as_ref().and_then(|all| all.get(bootstrap::AUTOUPDATE));
+            if leave.is_some_and(|value| value == "false") || !reconcile(&mut found, wanted) {
+                return Ok(());
+            }
+            api.update(&found).await
+        }
+        Err(error) if error.is_not_found() => match api.create(wanted).await {
+            // Another server on the same datastore was first.
+            Err(error) if error.is_already_exists() => return Ok(()),
+            outcome => outcome,
+        },
+        Err(error) => Err(error),
+    };
+    outcome.map(|_| ()).map_err(|source| SeedError { kind: K::KIND, name, source })
+}
+
+/// Adds the rules that are not covered. Rules an administrator added stay.
+fn add_rules(have: &mut Option<Vec<PolicyRule>>, wanted: &Option<Vec<PolicyRule>>) -> bool {
+    let missing = rule::uncovered(have.as_deref().unwrap_or_default(), wanted.as_deref().unwrap_or_default());
+    let changed = !missing.is_empty();
+    if changed {
+        have.get_or_insert_default().extend(missing);
+    }
+    changed
+}
+
+fn reconcile_cluster_role(have: &mut ClusterRole, wanted: &ClusterRole) -> bool {
+    let aggregated = wanted.aggregation_rule.is_some();
+    let changed = aggregated && have.aggregation_rule != wanted.aggregation_rule;
+    if changed {
+        have.aggregation_rule = wanted.aggregation_rule.clone();
+    }
+    // The rules of an aggregated role are the aggregation controller's.
+    changed | (!aggregated && add_rules(&mut have.rules, &wanted.rules))
+}
+
+fn reconcile_role(have: &mut Role, wanted: &Role) -> bool {
+    add_rules(&mut have.rules, &wanted.rules)
+}
+
+fn reconcile_cluster_binding(have: &mut ClusterRoleBinding, wanted: &ClusterRoleBinding) -> bool {
+    add_missing(&mut have.subjects, &wanted.subjects)
+}
+
+fn reconcile_binding(have: &mut RoleBinding, wanted: &RoleBinding) -> bool {
+    add_missing(&mut have.subjects, &wanted.subjects)
+}
+
+fn add_missing<T: Clone + PartialEq>(have: &mut Option<Vec<T>>, wanted: &Option<Vec<T>>) -> bool {
+    let have = have.get_or_insert_default();
+    let missing: Vec<T> = wanted.iter().flatten().filter(|one| !have.contains(one)).cloned().collect();
+    have.extend(missing.iter().cloned());
+    !missing.is_empty()
+}
