@@ -9,5 +9,27 @@
 //! **Invariant:** feature gates have their v1.36 defaults. Fields behind a gate that is off are dropped by the
 //! strategies before validation, so they are not validated.
 
+pub mod apps;
+pub mod autoscaling;
+pub mod batch;
 mod common;
+pub mod coordination;
 pub mod core;
+pub mod discovery;
+pub mod networking;
+pub mod policy;
+pub mod rbac;
+pub mod scheduling;
+pub mod storage;
+
+pub use common::workload_warnings::workload_warnings;
+
+/// The generic rules for the metadata of an update, for kinds that have no others.
+pub fn metadata_update(
+    new: &rkube_api::meta::pkg::apis::meta::v1::ObjectMeta,
+    old: &rkube_api::meta::pkg::apis::meta::v1::ObjectMeta,
+) -> rkube_apimachinery::field::ErrorList {
+    let mut errors = rkube_apimachinery::field::ErrorList::new();
+    common::meta::validate_object_meta_update(new, old, &rkube_apimachinery::field::Path::new("metadata"), &mut errors);
+    errors
+}

@@ -9,7 +9,14 @@
 //!
 //! Behaves as `apiserver/pkg/registry/rest/{create,update,delete}.go`, v1.36.
 
+mod apps;
+mod batch;
+mod cluster;
+mod core;
 pub mod generic;
+mod networking;
+mod rules;
+mod storage;
 mod table;
 
 use std::sync::Arc;

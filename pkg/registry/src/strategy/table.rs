@@ -32,5 +32,15 @@ impl Registration {
 
 /// Every built-in resource's strategies. Each group's module contributes `strategies()`.
 pub fn strategies() -> Vec<Registration> {
-    Vec::new()
+    [
+        super::core::strategies,
+        super::apps::strategies,
+        super::batch::strategies,
+        super::networking::strategies,
+        super::cluster::strategies,
+        super::storage::strategies,
+    ]
+    .into_iter()
+    .flat_map(|group| group())
+    .collect()
 }

@@ -11,10 +11,3 @@ pub(crate) fn text_default(field: &mut Option<String>, value: &str) {
         *field = Some(value.to_owned());
     }
 }
-
-/// A number in Go: absence and zero are the same.
-pub(crate) fn number_default<T: PartialEq + Default>(field: &mut Option<T>, value: T) {
-    if field.as_ref().is_none_or(|number| *number == T::default()) {
-        *field = Some(value);
-    }
-}

@@ -7,10 +7,7 @@ use std::borrow::Borrow;
 use rkube_api::meta::pkg::util::intstr::IntOrString;
 use rkube_apimachinery::field::{ErrorList, Path};
 use rkube_apimachinery::names::{self, ip};
-pub(crate) use rkube_apimachinery::names::{
-    name_is_dns_label as dns_label, name_is_dns_subdomain as dns_subdomain, name_is_dns1035_label as dns1035_label,
-    name_is_path_segment as path_segment,
-};
+pub(crate) use rkube_apimachinery::names::{name_is_dns_label as dns_label, name_is_dns_subdomain as dns_subdomain};
 
 use super::report::Report;
 

@@ -28,12 +28,12 @@ pub fn set_defaults(volume: &mut PersistentVolume) {
     text_default(&mut volume.status.get_or_insert_default().phase, "Pending");
     let spec = volume.spec.get_or_insert_default();
     text_default(&mut spec.persistent_volume_reclaim_policy, "Retain");
+    default_to(&mut spec.volume_mode, "Filesystem".to_owned());
     set_spec_defaults(spec);
 }
 
 /// The part that volumes inlined in a VolumeAttachment have too.
 pub(crate) fn set_spec_defaults(spec: &mut PersistentVolumeSpec) {
-    default_to(&mut spec.volume_mode, "Filesystem".to_owned());
     round_up(&mut spec.capacity);
     if let Some(host_path) = &mut spec.host_path {
         default_to(&mut host_path.type_, String::new());
@@ -391,4 +391,50 @@ pub fn validate_status_update(new: &PersistentVolume, old: &PersistentVolume) ->
     let mut errors = ErrorList::new();
     validate_object_meta_update(&new.metadata, &old.metadata, &Path::new("metadata"), &mut errors);
     errors
+}
+
+/// Behaves as GetWarningsForPersistentVolume of pkg/api/persistentvolume/util.go, v1.36.
+pub fn warnings(volume: &PersistentVolume) -> Vec<String> {
+    const BETA_STORAGE_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
+    const MOUNT_OPTIONS: &str = "volume.beta.kubernetes.io/mount-options";
+    let mut warnings = Vec::new();
+    let annotations = Path::new("metadata").child("annotations");
+    for (key, message) in [
+        (BETA_STORAGE_CLASS, "deprecated since v1.8; use \"storageClassName\" attribute instead"),
+        (MOUNT_OPTIONS, "deprecated since v1.31; use \"mountOptions\" attribute instead"),
+    ] {
+        if volume.metadata.annotations.value(key).is_some() {
+            warnings.push(format!("{}: {message}", annotations.key(key)));
+        }
+    }
+    let Some(spec) = &volume.spec else { return warnings };
+    let path = Path::new("spec");
+    if spec.persistent_volume_reclaim_policy.text() == "Recycle" {
+        warnings.push(format!(
+            "{}: The Recycle reclaim policy is deprecated. Instead, the recommended approach is to use dynamic provisioning.",
+            path.child("persistentVolumeReclaimPolicy")
+        ));
+    }
+    let selector = spec.node_affinity.as_ref().and_then(|affinity| affinity.required.as_ref());
+    for (index, term) in selector.into_iter().flat_map(|selector| &selector.node_selector_terms).enumerate() {
+        let path = path.child("nodeAffinity").child("required").child("nodeSelectorTerms").index(index);
+        super::pod_warnings::node_selector_term_warnings(term, false, &path, &mut warnings);
+    }
+    for (field, used, message) in [
+        ("cephfs", spec.cephfs.is_some(), "deprecated in v1.28, non-functional in v1.31+"),
+        (
+            "photonPersistentDisk",
+            spec.photon_persistent_disk.is_some(),
+            "deprecated in v1.11, non-functional in v1.16+",
+        ),
+        ("scaleIO", spec.scale_io.is_some(), "deprecated in v1.16, non-functional in v1.22+"),
+        ("storageOS", spec.storageos.is_some(), "deprecated in v1.22, non-functional in v1.25+"),
+        ("glusterfs", spec.glusterfs.is_some(), "deprecated in v1.25, non-functional in v1.26+"),
+        ("rbd", spec.rbd.is_some(), "deprecated in v1.28, non-functional in v1.31+"),
+    ] {
+        if used {
+            warnings.push(format!("{}: {message}", path.child(field)));
+        }
+    }
+    warnings
 }

@@ -6,7 +6,8 @@
 use std::cmp::Ordering;
 
 use rkube_api::k8s::core::v1::{
-    PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimTemplate, TypedObjectReference,
+    PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimTemplate, TypedLocalObjectReference,
+    TypedObjectReference,
 };
 use rkube_apimachinery::field::{ErrorList, Path};
 use rkube_apimachinery::names;
@@ -20,7 +21,7 @@ use crate::common::meta::{
     validate_template_object_meta,
 };
 use crate::common::names::{dns_label, dns_subdomain};
-use crate::common::quantity::{compare, is_positive};
+use crate::common::quantity::{amount, canonical, compare, is_positive};
 use crate::common::report::{FIELD_IMMUTABLE, OptList, OptMap, OptText, Report, semantic_eq, shown};
 
 pub(crate) const ACCESS_MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
@@ -302,4 +303,78 @@ fn validate_resource_key(name: &str, path: &Path, errors: &mut ErrorList) {
     } else if is_native(name) && name != "storage" {
         errors.not_supported(path, name, &["storage"]);
     }
+}
+
+pub fn warnings(claim: &PersistentVolumeClaim) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if claim.metadata.annotations.value(BETA_STORAGE_CLASS).is_some() {
+        let path = Path::new("metadata").child("annotations").key(BETA_STORAGE_CLASS);
+        warnings.push(format!("{path}: deprecated since v1.8; use \"storageClassName\" attribute instead"));
+    }
+    if let Some(spec) = &claim.spec {
+        warnings.extend(spec_warnings(spec, &Path::new("spec")));
+    }
+    warnings
+}
+
+pub(crate) fn spec_warnings(spec: &PersistentVolumeClaimSpec, path: &Path) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let Some(resources) = &spec.resources else { return warnings };
+    for (field, list) in [("requests", &resources.requests), ("limits", &resources.limits)] {
+        if let Some(value) = list.value("storage").filter(|value| amount(value).milli_value() % 1000 != 0) {
+            let path = path.child("resources").child(field).key("storage");
+            let value = canonical(value);
+            warnings.push(format!("{path}: fractional byte value {value:?} is invalid, must be an integer"));
+        }
+    }
+    warnings
+}
+
+/// The two ways to name a source are kept in step, and a source that cannot be used is dropped.
+///
+/// Behaves as EnforceDataSourceBackwardsCompatibility and NormalizeDataSources of
+/// pkg/api/persistentvolumeclaim/util.go, v1.36.
+pub fn normalize_data_sources(new: &mut PersistentVolumeClaim, old: Option<&PersistentVolumeClaim>) {
+    let Some(spec) = &mut new.spec else { return };
+    let old_spec = old.and_then(|old| old.spec.as_ref());
+    // Sources in other namespaces are off by default.
+    let in_use =
+        old_spec.and_then(|spec| spec.data_source_ref.as_ref()).is_some_and(|reference| reference.namespace.is_some());
+    if !in_use && spec.data_source_ref.as_ref().is_some_and(|reference| reference.namespace.is_some()) {
+        spec.data_source_ref = None;
+    }
+    let invalid_before =
+        old_spec.is_some_and(|spec| spec.data_source.as_ref().is_some_and(|source| !is_usable(source)));
+    if spec.data_source_ref.is_none()
+        && !invalid_before
+        && spec.data_source.as_ref().is_some_and(|source| !is_usable(source))
+    {
+        spec.data_source = None;
+    }
+    match (&spec.data_source, &spec.data_source_ref) {
+        (Some(source), None) => {
+            spec.data_source_ref = Some(TypedObjectReference {
+                api_group: source.api_group.clone(),
+                kind: source.kind.clone(),
+                name: source.name.clone(),
+                namespace: None,
+            });
+        }
+        (None, Some(reference)) if reference.namespace.is_none() => {
+            spec.data_source = Some(TypedLocalObjectReference {
+                api_group: reference.api_group.clone(),
+                kind: reference.kind.clone(),
+                name: reference.name.clone(),
+            });
+        }
+        _ => {}
+    }
+}
+
+/// A claim, or a snapshot of one.
+fn is_usable(source: &TypedLocalObjectReference) -> bool {
+    matches!(
+        (source.api_group.text(), source.kind.as_str()),
+        ("", "PersistentVolumeClaim") | ("snapshot.storage.k8s.io", "VolumeSnapshot")
+    )
 }

@@ -292,3 +292,26 @@ fn validate_limit_order(limit: &LimitRangeItem, name: &str, of_pod: bool, path: 
         errors.invalid(path.child("defaultRequest").key(name), canonical(request), detail);
     }
 }
+
+/// A request that is larger than the limit of the same resource can never be used up.
+pub fn quota_warnings(quota: &ResourceQuota) -> Vec<String> {
+    let hard = quota.spec.clone().unwrap_or_default().hard;
+    let mut warnings = Vec::new();
+    for name in ["cpu", "memory", "ephemeral-storage"] {
+        let mut request_name = format!("requests.{name}");
+        if hard.value(&request_name).is_none() && name != "ephemeral-storage" {
+            name.clone_into(&mut request_name);
+        }
+        let limit_name = format!("limits.{name}");
+        if let (Some(request), Some(limit)) = (hard.value(&request_name), hard.value(&limit_name))
+            && compare(request, limit) == Ordering::Greater
+        {
+            warnings.push(format!(
+                "ResourceQuota {request_name} ({}) should be less than {limit_name} ({})",
+                canonical(request),
+                canonical(limit)
+            ));
+        }
+    }
+    warnings
+}

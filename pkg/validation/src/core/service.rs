@@ -581,3 +581,59 @@ pub fn warnings(service: &Service) -> Vec<String> {
     }
     warnings
 }
+
+/// Fields that belonged to the old type and that the client left as they were go away with it.
+///
+/// Behaves as dropTypeDependentFields of pkg/registry/core/service/strategy.go, v1.36.
+pub fn drop_type_dependent_fields(new: &mut Service, old: &Service) {
+    let (Some(spec), Some(old_spec)) = (&mut new.spec, &old.spec) else { return };
+    let needs_cluster_ip = |spec: &ServiceSpec| matches!(spec.type_.text(), "ClusterIP" | "NodePort" | "LoadBalancer");
+    let allocates = |spec: &ServiceSpec| spec.allocate_load_balancer_node_ports.unwrap_or(true);
+    let needs_node_port =
+        |spec: &ServiceSpec| spec.type_.text() == "NodePort" || (is_load_balancer(spec) && allocates(spec));
+    if needs_cluster_ip(old_spec) && !needs_cluster_ip(spec) {
+        if spec.cluster_ip.text() == old_spec.cluster_ip.text()
+            && spec.cluster_ips.items() == old_spec.cluster_ips.items()
+        {
+            spec.cluster_ip = None;
+            spec.cluster_ips = None;
+        }
+        if spec.ip_families.items() == old_spec.ip_families.items() {
+            spec.ip_families = None;
+        }
+        if spec.ip_family_policy == old_spec.ip_family_policy {
+            spec.ip_family_policy = None;
+        }
+    }
+    let node_ports = |spec: &ServiceSpec| -> BTreeSet<i32> {
+        spec.ports.items().iter().map(|port| port.node_port.unwrap_or(0)).collect()
+    };
+    if needs_node_port(old_spec) && !needs_node_port(spec) && node_ports(spec) == node_ports(old_spec) {
+        for port in spec.ports.iter_mut().flatten() {
+            port.node_port = None;
+        }
+    }
+    if needs_health_check(old_spec)
+        && !needs_health_check(spec)
+        && spec.health_check_node_port == old_spec.health_check_node_port
+    {
+        spec.health_check_node_port = None;
+    }
+    if is_load_balancer(old_spec) && !is_load_balancer(spec) {
+        if spec.allocate_load_balancer_node_ports == old_spec.allocate_load_balancer_node_ports {
+            spec.allocate_load_balancer_node_ports = None;
+        }
+        if spec.load_balancer_class == old_spec.load_balancer_class {
+            spec.load_balancer_class = None;
+        }
+    }
+    if is_externally_accessible(old_spec)
+        && !is_externally_accessible(spec)
+        && spec.external_traffic_policy.text() == old_spec.external_traffic_policy.text()
+    {
+        spec.external_traffic_policy = None;
+    }
+    if !is_load_balancer(spec) {
+        new.status.get_or_insert_default().load_balancer = Some(LoadBalancerStatus::default());
+    }
+}

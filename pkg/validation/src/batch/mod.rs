@@ -1,0 +1,8 @@
+//! Kinds of the batch group.
+
+pub mod cron_job;
+pub mod job;
+pub mod job_status;
+
+mod indexes;
+mod schedule;
