@@ -7,15 +7,16 @@ use bytes::Bytes;
 use http::HeaderMap;
 use rkube_apimachinery::gvk::GroupVersionKind;
 use rkube_apimachinery::status::ApiStatus;
+use rkube_codec::Media;
 use rkube_http::body::{Body, REQUEST_BODY_BYTES_MAX, ReadError};
 use rkube_registry::RequestContext;
 use serde_json::Value;
 
-use crate::negotiation::body_encoding;
+use crate::negotiation::{Encoding, body_encoding};
 
 pub(crate) mod codec;
 
-use codec::{Decoded, conform, decode_any};
+use codec::{Decoded, decode_any};
 
 /// Reads a body within the limit.
 pub(crate) async fn read_body(body: Body) -> Result<Bytes, ApiStatus> {
@@ -47,6 +48,16 @@ impl FieldValidation {
     }
 }
 
+impl From<FieldValidation> for rkube_codec::FieldValidation {
+    fn from(validation: FieldValidation) -> Self {
+        match validation {
+            FieldValidation::Ignore => Self::Ignore,
+            FieldValidation::Warn => Self::Warn,
+            FieldValidation::Strict => Self::Strict,
+        }
+    }
+}
+
 /// Decodes an object of `kind`, or of another version of its group and kind where `accepts` says so. A body
 /// without `apiVersion` and `kind` is taken to be of `kind`.
 pub(crate) fn decode(
@@ -57,6 +68,16 @@ pub(crate) fn decode(
     context: &RequestContext,
 ) -> Result<Value, ApiStatus> {
     let encoding = body_encoding(headers)?;
+    if let Some(ty) = rkube_api::type_of(kind) {
+        let media = match encoding {
+            Encoding::Json => Media::Json,
+            Encoding::Yaml => Media::Yaml,
+            Encoding::Protobuf => Media::Protobuf,
+        };
+        let decoded = rkube_codec::decode(bytes, media, kind, rkube_api::schema(), ty, validation.into())?;
+        decoded.warnings.into_iter().for_each(|text| context.warn(text));
+        return Ok(decoded.value);
+    }
     let unrecognized = |error: &str| {
         let summary = summary(bytes);
         ApiStatus::bad_request(format!(
@@ -64,7 +85,7 @@ pub(crate) fn decode(
             kind.kind
         ))
     };
-    let Decoded { mut value, mut strict } = decode_any(bytes, encoding).map_err(|error| unrecognized(&error))?;
+    let Decoded { mut value, strict } = decode_any(bytes, encoding).map_err(|error| unrecognized(&error))?;
     let object = value.as_object_mut().ok_or_else(|| unrecognized("the body is not an object"))?;
     let text = |name: &str| object.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (api_version, given) = (text("apiVersion"), text("kind"));
@@ -89,7 +110,6 @@ pub(crate) fn decode(
         );
         return Err(ApiStatus::bad_request(message));
     }
-    conform(&mut value, kind, &mut strict).map_err(|error| ApiStatus::bad_request(handled_as(kind, &error)))?;
     report(strict, kind, validation, context)?;
     Ok(value)
 }

@@ -66,6 +66,19 @@ pub fn from_slice(bytes: &[u8], schema: &SchemaSet, ty: TypeId, check: bool) -> 
     }
 }
 
+/// Decodes JSON bytes of no known type: everything is kept, and with `check` duplicate members are collected.
+pub fn untyped(bytes: &[u8], check: bool) -> Result<Typed, JsonError> {
+    let mut context = Context::new(rkube_api::schema(), check);
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let decoded = Any { context: &mut context, check }
+        .deserialize(&mut deserializer)
+        .and_then(|value| deserializer.end().map(|()| value));
+    match decoded {
+        Ok(value) => context.finish(Some(value)),
+        Err(error) => Err(JsonError::Syntax(syntax::error(bytes).unwrap_or_else(|| limit(&error)))),
+    }
+}
+
 /// Decodes a tree: what a patch or YAML made.
 pub fn from_value(value: Value, schema: &SchemaSet, ty: TypeId, check: bool) -> Result<Typed, JsonError> {
     let mut context = Context::new(schema, check);

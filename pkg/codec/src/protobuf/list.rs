@@ -37,6 +37,15 @@ fn list_meta_type() -> Result<(&'static SchemaSet, TypeId), EncodeError> {
     Ok((rkube_api::schema(), ty))
 }
 
+/// The message of one item of a `PartialObjectMetadataList`, from the JSON of its metadata.
+pub fn partial_item(metadata: &Value) -> Result<Vec<u8>, EncodeError> {
+    let ty = rkube_api::type_named("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta").ok_or(EncodeError::NoForm)?;
+    let meta = encode(metadata, rkube_api::schema(), ty)?;
+    let mut out = Vec::with_capacity(meta.len() + 6);
+    put_bytes(&mut out, 1, &meta);
+    Ok(out)
+}
+
 /// What precedes an item's message of this length in a list.
 pub fn item_prefix(length: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(6);
