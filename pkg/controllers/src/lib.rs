@@ -16,9 +16,12 @@ mod endpoints;
 mod endpointslice;
 mod garbagecollector;
 mod namespace;
+mod node_ipam;
+mod nodelifecycle;
 mod replicaset;
 mod root_ca;
 mod serviceaccount;
+mod taint_eviction;
 
 #[cfg(test)]
 mod testing;

@@ -7,7 +7,10 @@ use rkube_client::factory::NotSynced;
 use tracing::{error, info, info_span};
 
 use crate::context::{ControllerContext, Descriptor};
-use crate::{deployment, endpoints, endpointslice, garbagecollector, namespace, replicaset, root_ca, serviceaccount};
+use crate::{
+    deployment, endpoints, endpointslice, garbagecollector, namespace, node_ipam, nodelifecycle, replicaset, root_ca,
+    serviceaccount, taint_eviction,
+};
 
 /// All controllers, by name.
 pub fn descriptors() -> &'static [Descriptor] {
@@ -17,10 +20,13 @@ pub fn descriptors() -> &'static [Descriptor] {
         endpointslice::ENDPOINTSLICE,
         garbagecollector::GARBAGECOLLECTOR,
         namespace::NAMESPACE,
+        node_ipam::NODEIPAM,
+        nodelifecycle::NODELIFECYCLE,
         replicaset::REPLICASET,
         replicaset::REPLICATIONCONTROLLER,
         root_ca::ROOT_CA,
         serviceaccount::SERVICEACCOUNT,
+        taint_eviction::TAINTEVICTION,
     ]
 }
 

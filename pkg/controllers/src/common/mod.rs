@@ -5,6 +5,7 @@ pub(crate) mod enqueue;
 pub(crate) mod errors;
 pub(crate) mod hash;
 pub(crate) mod namespaces;
+pub(crate) mod nodes;
 pub(crate) mod numbers;
 pub(crate) mod pod_control;
 pub(crate) mod pods;

@@ -180,3 +180,38 @@ pub(crate) fn choose_for_deletion(
     sorted.truncate(count);
     sorted
 }
+
+/// Writes one condition of a pod's status, if its status or reason changes. Whether it did.
+pub(crate) async fn patch_condition(
+    client: &rkube_client::Client,
+    pod: &Pod,
+    mut wanted: PodCondition,
+    now: Timestamp,
+) -> Result<bool, rkube_client::ClientError> {
+    use rkube_apimachinery::time;
+
+    let current = condition(pod, &wanted.type_);
+    if current.is_some_and(|current| {
+        current.status == wanted.status && current.reason == wanted.reason && current.message == wanted.message
+    }) {
+        return Ok(false);
+    }
+    let moved = current.is_none_or(|current| current.status != wanted.status);
+    let since = current.and_then(|current| current.last_transition_time.as_ref()).filter(|_| !moved);
+    let since = since.map_or(now, |time| time.0);
+    wanted.last_transition_time = None;
+    let mut fields = serde_json::json!({
+        "type": wanted.type_, "status": wanted.status, "lastTransitionTime": time::format(since),
+        "observedGeneration": pod.metadata.generation,
+    });
+    for (name, text) in [("reason", wanted.reason), ("message", wanted.message)] {
+        if let Some(text) = text {
+            fields[name] = text.into();
+        }
+    }
+    let patch = serde_json::json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [fields]}});
+    let api = client.namespaced::<Pod>(pod.metadata.namespace.as_deref().unwrap_or_default());
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    api.patch_status(name, &rkube_client::Patch::Strategic(patch)).await?;
+    Ok(true)
+}
