@@ -129,7 +129,7 @@ impl Inner {
             None => {
                 self.metrics.terminated(&tracked, 504);
                 debug!(path = record.info.path, "A request took too long");
-                let text = "Timeout: request did not complete within the allotted timeout";
+                let text = "request did not complete within the allotted timeout";
                 (respond::failure(&ApiStatus::timeout(text, 0), output), Permit::default())
             }
         };
@@ -225,7 +225,6 @@ impl Inner {
             info,
             user,
             context: Arc::new(context),
-            deadline,
         }
     }
 

@@ -1,7 +1,6 @@
 //! One request on its way through the server: what it is about, who sends it, how to answer it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::{HeaderMap, Method};
 use rkube_api::resource::SharedResource;
@@ -19,8 +18,6 @@ pub(crate) struct Scope {
     pub(crate) info: RequestInfo,
     pub(crate) user: UserInfo,
     pub(crate) context: Arc<RequestContext>,
-    /// Long-running answers end at the server's shutdown, others at this time by the clock's `monotonic`.
-    pub(crate) deadline: Option<Duration>,
 }
 
 /// A request for a resource that is served.
@@ -43,10 +40,6 @@ impl Scope {
     /// The form for errors: whatever can be had of what the client accepts, JSON otherwise.
     pub(crate) fn error_output(&self) -> Output {
         error_output(&self.headers, &self.uri)
-    }
-
-    pub(crate) fn user_agent(&self) -> &str {
-        user_agent(&self.headers)
     }
 }
 

@@ -1,8 +1,6 @@
 //! The client's transport as a call into the same chain: no sockets, and no serialization of objects on lists
 //! and watches.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};

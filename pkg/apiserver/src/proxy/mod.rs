@@ -190,16 +190,14 @@ fn backend_uri(scope: &Scope, scheme: &str, authority: &str) -> Result<Uri, ApiS
     let path = scope.uri.path();
     let marker = "/proxy";
     let mut rest = "";
-    let mut seen = 0;
     // The subresource is the segment after the name; a name or namespace may be `proxy` too.
     let segments_before = if scope.info.prefix == "apis" { 4 } else { 3 };
     let namespace_segments = if scope.info.namespace.is_empty() { 0 } else { 2 };
-    for (position, _) in path.match_indices('/') {
+    for (seen, (position, _)) in path.match_indices('/').enumerate() {
         if seen == segments_before + namespace_segments + 1 && path[position..].starts_with(marker) {
             rest = &path[position + marker.len()..];
             break;
         }
-        seen += 1;
     }
     let rest = if rest.is_empty() { "/" } else { rest };
     let query = scope.uri.query().map(|query| format!("?{query}")).unwrap_or_default();

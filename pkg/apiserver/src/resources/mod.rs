@@ -125,7 +125,7 @@ pub(crate) fn store_target(target: &Target) -> StoreTarget {
 }
 
 /// The namespace of a collection.
-pub(crate) fn namespace<'a>(target: &'a Target) -> &'a str {
+pub(crate) fn namespace(target: &Target) -> &str {
     if target.row.namespaced { &target.scope.info.namespace } else { "" }
 }
 

@@ -22,9 +22,9 @@ use codec::{Decoded, decode_any};
 pub(crate) async fn read_body(body: Body) -> Result<Bytes, ApiStatus> {
     body.read(REQUEST_BODY_BYTES_MAX).await.map_err(|error| match error {
         ReadError::TooLarge { limit } => {
-            ApiStatus::request_entity_too_large(format!("Request entity too large: limit is {limit}"))
+            ApiStatus::request_entity_too_large(format!("limit is {limit}"))
         }
-        ReadError::TimedOut => ApiStatus::timeout("Timeout: the request's body did not arrive in time", 0),
+        ReadError::TimedOut => ApiStatus::timeout("the request's body did not arrive in time", 0),
         ReadError::Transport(error) => ApiStatus::bad_request(format!("reading the request body: {error}")),
     })
 }
