@@ -50,6 +50,14 @@ pub enum Transform {
     },
 }
 
+/// What an endpoint can do.
+#[derive(Clone, Copy)]
+struct Endpoint {
+    streams: bool,
+    transforms: bool,
+    protobuf: bool,
+}
+
 /// How to answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Output {
@@ -64,20 +72,23 @@ impl Output {
         Self::default()
     }
 
-    /// Negotiates for an endpoint that serves objects. `streams` is for watches.
+    /// Negotiates for an endpoint that serves objects. `streams` is for watches; without
+    /// `protobuf` the kind has no such form, but its metadata has.
     ///
     /// # Errors
     /// 406, when nothing the client accepts is served.
-    pub fn negotiate(headers: &HeaderMap, query: &Query<'_>, streams: bool) -> Result<Self, ApiStatus> {
-        Self::choose(headers, query, streams, true).ok_or_else(|| not_acceptable(streams))
+    pub fn negotiate(headers: &HeaderMap, query: &Query<'_>, streams: bool, protobuf: bool) -> Result<Self, ApiStatus> {
+        Self::choose(headers, query, Endpoint { streams, transforms: true, protobuf })
+            .ok_or_else(|| not_acceptable(streams, protobuf))
     }
 
     /// Negotiates for an endpoint that serves only its own kind: errors, discovery, options.
     pub fn negotiate_plain(headers: &HeaderMap, query: &Query<'_>) -> Result<Self, ApiStatus> {
-        Self::choose(headers, query, false, false).ok_or_else(|| not_acceptable(false))
+        Self::choose(headers, query, Endpoint { streams: false, transforms: false, protobuf: true })
+            .ok_or_else(|| not_acceptable(false, true))
     }
 
-    fn choose(headers: &HeaderMap, query: &Query<'_>, streams: bool, transforms: bool) -> Option<Self> {
+    fn choose(headers: &HeaderMap, query: &Query<'_>, endpoint: Endpoint) -> Option<Self> {
         let pretty = is_pretty(headers, query);
         let accept = headers.get_all(header::ACCEPT);
         let joined: Vec<&str> = accept.iter().filter_map(|value| value.to_str().ok()).collect();
@@ -87,10 +98,13 @@ impl Output {
         for clause in parse_accept(&joined.join(",")) {
             for encoding in Encoding::ALL {
                 // Upstream has no YAML streams.
-                if (streams && encoding == Encoding::Yaml) || !clause.covers(encoding.media_type()) {
+                if (endpoint.streams && encoding == Encoding::Yaml) || !clause.covers(encoding.media_type()) {
                     continue;
                 }
-                if let Some(transform) = clause.transform(encoding, transforms) {
+                if let Some(transform) = clause.transform(encoding, endpoint.transforms) {
+                    if encoding == Encoding::Protobuf && transform == Transform::None && !endpoint.protobuf {
+                        continue;
+                    }
                     let pretty = pretty || clause.parameter("pretty") == Some("1");
                     return Some(Self { encoding, transform, pretty });
                 }
@@ -199,11 +213,12 @@ pub fn is_pretty(headers: &HeaderMap, query: &Query<'_>) -> bool {
     ["curl", "Wget", "Mozilla/5.0"].iter().any(|name| agent.starts_with(name))
 }
 
-fn not_acceptable(streams: bool) -> ApiStatus {
-    let types = if streams {
-        "application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch"
-    } else {
-        "application/json, application/yaml, application/vnd.kubernetes.protobuf"
+fn not_acceptable(streams: bool, protobuf: bool) -> ApiStatus {
+    let types = match (streams, protobuf) {
+        (true, true) => "application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch",
+        (true, false) => "application/json;stream=watch",
+        (false, true) => "application/json, application/yaml, application/vnd.kubernetes.protobuf",
+        (false, false) => "application/json, application/yaml",
     };
     ApiStatus::not_acceptable(format!("only the following media types are accepted: {types}"))
 }
@@ -212,17 +227,18 @@ fn not_acceptable(streams: bool) -> ApiStatus {
 ///
 /// # Errors
 /// 415 for anything else.
-pub fn body_encoding(headers: &HeaderMap) -> Result<Encoding, ApiStatus> {
+pub fn body_encoding(headers: &HeaderMap, protobuf: bool) -> Result<Encoding, ApiStatus> {
     let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(Encoding::Json) };
     let media_type = media_type(value.to_str().unwrap_or("?"));
     if media_type.is_empty() {
         return Ok(Encoding::Json);
     }
     let found = Encoding::ALL.into_iter().find(|encoding| media_type.eq_ignore_ascii_case(encoding.media_type()));
-    found.ok_or_else(|| {
-        ApiStatus::unsupported_media_type(
-            "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf",
-        )
+    found.filter(|encoding| protobuf || *encoding != Encoding::Protobuf).ok_or_else(|| {
+        let last = if protobuf { ", application/vnd.kubernetes.protobuf" } else { "" };
+        ApiStatus::unsupported_media_type(format!(
+            "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml{last}"
+        ))
     })
 }
 
@@ -240,7 +256,7 @@ mod tests {
     fn negotiate(accept: &str, streams: bool) -> Result<Output, String> {
         let mut headers = HeaderMap::new();
         headers.insert(header::ACCEPT, HeaderValue::from_str(accept).unwrap());
-        Output::negotiate(&headers, &Query::default(), streams).map_err(|status| status.message().to_owned())
+        Output::negotiate(&headers, &Query::default(), streams, true).map_err(|status| status.message().to_owned())
     }
 
     #[test]

@@ -15,7 +15,7 @@ use rkube_http::body::Body;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
-use tracing::error;
+use tracing::debug;
 
 use crate::negotiation::{Encoding, Output, Transform};
 use crate::wire::codec;
@@ -35,16 +35,16 @@ pub(crate) fn bytes(status: StatusCode, content_type: &'static str, body: Bytes)
 pub(crate) fn json(status: StatusCode, json: Bytes, output: Output, headers: &HeaderMap) -> Response<Body> {
     let encoded = match output.encoding {
         Encoding::Json if output.pretty => Ok(pretty(&json)),
-        Encoding::Json => Ok(json),
+        Encoding::Json => Ok(json.clone()),
         Encoding::Yaml => codec::yaml(&json),
         Encoding::Protobuf => codec::protobuf(&json),
     };
     match encoded {
         Ok(body) => compressed(bytes(status, output.content_type(), body), headers),
         Err(text) => {
-            // What cannot be encoded as asked is answered in JSON, as an error.
-            error!(error = text, "Encoding an answer failed");
-            plain_failure(&ApiStatus::internal(text))
+            // What has no other form is answered in JSON, which every client reads.
+            debug!(error = text, "An answer has no form but JSON");
+            compressed(bytes(status, crate::negotiation::JSON, json), headers)
         }
     }
 }

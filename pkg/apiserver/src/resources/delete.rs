@@ -14,12 +14,11 @@ use serde_json::Value;
 
 use super::list::respond_list;
 use super::write::respond_answer;
-use super::{namespace, store_target, table_options};
+use super::{namespace, output, store_target, table_options};
 use crate::negotiation::{Output, body_encoding};
 use crate::scope::Target;
 use crate::server::Inner;
-use crate::wire::codec::decode_any;
-use crate::wire::read_body;
+use crate::wire::{codec, read_body};
 
 pub(super) async fn one(
     server: &Arc<Inner>,
@@ -28,7 +27,7 @@ pub(super) async fn one(
     body: Body,
 ) -> Result<Response<Body>, ApiStatus> {
     let scope = &target.scope;
-    let output = Output::negotiate(&scope.headers, &target.query(), false)?;
+    let output = output(target, false)?;
     let table = table_options(server, output, &target.query())?;
     let options = delete_options(target, &read_body(body).await?)?;
     let wants_cascade = options.orphan_dependents == Some(false);
@@ -45,7 +44,7 @@ pub(super) async fn collection(
     body: Body,
 ) -> Result<Response<Body>, ApiStatus> {
     let scope = &target.scope;
-    let output = Output::negotiate(&scope.headers, &target.query(), false)?;
+    let output = output(target, false)?;
     let table = table_options(server, output, &target.query())?;
     let list = target.query().list_options()?;
     list.validate()?;
@@ -59,13 +58,13 @@ fn delete_options(target: &Target, bytes: &Bytes) -> Result<DeleteOptions, ApiSt
     let mut options = if bytes.is_empty() {
         target.query().delete_options()?
     } else {
-        let encoding = body_encoding(&target.scope.headers)?;
-        let decoded = decode_any(bytes, encoding).map_err(ApiStatus::bad_request)?;
-        let kind = decoded.value.get("kind").and_then(Value::as_str).unwrap_or_default();
+        let encoding = body_encoding(&target.scope.headers, true)?;
+        let decoded = codec::options(bytes, encoding).map_err(ApiStatus::bad_request)?;
+        let kind = decoded.get("kind").and_then(Value::as_str).unwrap_or_default();
         if !kind.is_empty() && kind != "DeleteOptions" {
             return Err(ApiStatus::bad_request("decoded object cannot be converted to DeleteOptions"));
         }
-        serde_json::from_value(decoded.value).map_err(|error| ApiStatus::bad_request(error.to_string()))?
+        serde_json::from_value(decoded).map_err(|error| ApiStatus::bad_request(error.to_string()))?
     };
     options.ignore_store_read_error_with_cluster_breaking_potential = None;
     options.validate()?;

@@ -17,7 +17,7 @@ use rkube_registry::Store;
 use rkube_registry::store::ListPage;
 use serde_json::json;
 
-use super::{namespace, table_options};
+use super::{namespace, output, table_options};
 use crate::negotiation::{Encoding, Output, Transform};
 use crate::respond::{self, GZIP_BYTES_MIN, accepts_gzip, mark_gzip};
 use crate::scope::Target;
@@ -28,7 +28,7 @@ use crate::wire::codec;
 const PIECE_BYTES: usize = 64 * 1024;
 
 pub(super) async fn answer(server: &Arc<Inner>, target: &Target, store: &Store) -> Result<Response<Body>, ApiStatus> {
-    let output = Output::negotiate(&target.scope.headers, &target.query(), false)?;
+    let output = output(target, false)?;
     let table = table_options(server, output, &target.query())?;
     let options = target.query().list_options()?;
     options.validate()?;

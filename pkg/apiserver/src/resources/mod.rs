@@ -26,6 +26,7 @@ use crate::query::Query;
 use crate::respond;
 use crate::scope::{Scope, Target};
 use crate::server::Inner;
+use crate::wire::codec::has_protobuf;
 
 /// Subresources that are streams or backends, not objects.
 const CONNECTED: [&str; 5] = ["exec", "attach", "portforward", "proxy", "log"];
@@ -129,8 +130,14 @@ pub(crate) fn namespace(target: &Target) -> &str {
     if target.row.namespaced { &target.scope.info.namespace } else { "" }
 }
 
+/// The form the client wants, if the resource has it.
+pub(crate) fn output(target: &Target, streams: bool) -> Result<Output, ApiStatus> {
+    let protobuf = has_protobuf(&target.row.gvk());
+    Output::negotiate(&target.scope.headers, &target.query(), streams, protobuf)
+}
+
 async fn get(server: &Arc<Inner>, target: &Target, store: &Store) -> Result<Response<Body>, ApiStatus> {
-    let output = Output::negotiate(&target.scope.headers, &target.query(), false)?;
+    let output = output(target, false)?;
     let options = table_options(server, output, &target.query())?;
     let object = store.get(&target.scope.context, &store_target(target), &target.query().get_options()).await?;
     Ok(respond::object(StatusCode::OK, &target.row, &object, output, &options, &target.scope.headers))

@@ -13,14 +13,14 @@ use rkube_http::body::Body;
 use rkube_registry::UserInfo;
 use serde_json::{Map, Value, json};
 
-use super::table_options;
 use super::write::{bind, body_kind};
+use super::{output, table_options};
 use crate::auth::{Attributes, Decision};
 use crate::negotiation::Output;
 use crate::respond;
 use crate::scope::Target;
 use crate::server::Inner;
-use crate::wire::{FieldValidation, decode, read_body};
+use crate::wire::{decode, read_body};
 
 pub(super) async fn answer(
     server: &Arc<Inner>,
@@ -32,15 +32,14 @@ pub(super) async fn answer(
     if target.row.plural == "bindings" {
         return bind(server, target, body).await;
     }
-    let output = Output::negotiate(&scope.headers, &target.query(), false)?;
+    let output = output(target, false)?;
     if target.row.plural == "componentstatuses" {
         return component_statuses(server, target, verb, output);
     }
     let bytes = read_body(body).await?;
     let options = target.query().create_options();
     options.validate()?;
-    let validation = FieldValidation::parse(&options.field_validation);
-    let mut review = decode(&bytes, &scope.headers, &body_kind(target), validation, &scope.context)?;
+    let mut review = decode(&bytes, &scope.headers, &body_kind(target), &options.field_validation, &scope.context)?;
     let status = match target.row.plural.as_ref() {
         "tokenreviews" => token_review(server, &review).await?,
         "selfsubjectreviews" => json!({"userInfo": user_info(&scope.user)}),

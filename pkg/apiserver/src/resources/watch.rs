@@ -23,7 +23,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, debug_span};
 
-use super::{namespace, table_options};
+use super::{namespace, output, table_options};
 use crate::negotiation::{Encoding, Output, Transform};
 use crate::respond;
 use crate::scope::Target;
@@ -37,7 +37,7 @@ pub(super) async fn answer(
     mut request: Request<Body>,
 ) -> Result<Response<Body>, ApiStatus> {
     let info = &target.scope.info;
-    let output = Output::negotiate(&target.scope.headers, &target.query(), true)?;
+    let output = output(target, true)?;
     let table = table_options(server, output, &target.query())?;
     let mut options = target.query().list_options()?;
     options.watch = true;

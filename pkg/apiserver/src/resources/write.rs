@@ -10,12 +10,12 @@ use rkube_registry::Store;
 use rkube_registry::store::{Answer, Patch, Target as StoreTarget};
 use serde_json::Value;
 
-use super::{store_target, table_options};
+use super::{output, store_target, table_options};
 use crate::negotiation::{Output, media_type};
 use crate::respond;
 use crate::scope::Target;
 use crate::server::Inner;
-use crate::wire::{FieldValidation, decode, read_body};
+use crate::wire::{decode, read_body};
 
 /// The kind a request's body is of.
 pub(super) fn body_kind(target: &Target) -> GroupVersionKind {
@@ -32,13 +32,12 @@ pub(super) async fn create(
     body: Body,
 ) -> Result<Response<Body>, ApiStatus> {
     let scope = &target.scope;
-    let output = Output::negotiate(&scope.headers, &target.query(), false)?;
+    let output = output(target, false)?;
     let table = table_options(server, output, &target.query())?;
     let bytes = read_body(body).await?;
     let options = target.query().create_options();
     options.validate()?;
-    let validation = FieldValidation::parse(&options.field_validation);
-    let object = decode(&bytes, &scope.headers, &body_kind(target), validation, &scope.context)?;
+    let object = decode(&bytes, &scope.headers, &body_kind(target), &options.field_validation, &scope.context)?;
     let answer = store.create(&scope.context, &store_target(target), object, &options).await?;
     Ok(respond_answer(target, answer, StatusCode::CREATED, output, &table))
 }
@@ -46,13 +45,12 @@ pub(super) async fn create(
 /// `POST /api/v1/namespaces/<ns>/bindings`: the pod is named in the body.
 pub(super) async fn bind(server: &Arc<Inner>, target: &Target, body: Body) -> Result<Response<Body>, ApiStatus> {
     let scope = &target.scope;
-    let output = Output::negotiate(&scope.headers, &target.query(), false)?;
+    let output = output(target, false)?;
     let table = table_options(server, output, &target.query())?;
     let bytes = read_body(body).await?;
     let options = target.query().create_options();
     options.validate()?;
-    let validation = FieldValidation::parse(&options.field_validation);
-    let object = decode(&bytes, &scope.headers, &body_kind(target), validation, &scope.context)?;
+    let object = decode(&bytes, &scope.headers, &body_kind(target), &options.field_validation, &scope.context)?;
     let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned();
     let pods = rkube_api::resource_named("", "v1", "pods").and_then(|pods| server.registry.store(&pods.gvr()));
     let store = pods.ok_or_else(crate::answer::resource_not_found)?;
@@ -68,13 +66,12 @@ pub(super) async fn update(
     body: Body,
 ) -> Result<Response<Body>, ApiStatus> {
     let scope = &target.scope;
-    let output = Output::negotiate(&scope.headers, &target.query(), false)?;
+    let output = output(target, false)?;
     let table = table_options(server, output, &target.query())?;
     let bytes = read_body(body).await?;
     let options = target.query().update_options();
     options.validate()?;
-    let validation = FieldValidation::parse(&options.field_validation);
-    let object = decode(&bytes, &scope.headers, &body_kind(target), validation, &scope.context)?;
+    let object = decode(&bytes, &scope.headers, &body_kind(target), &options.field_validation, &scope.context)?;
     let written = store.update(&scope.context, &store_target(target), object, &options).await?;
     let status = if written.created { StatusCode::CREATED } else { StatusCode::OK };
     Ok(respond::object(status, &target.row, &written.object, output, &table, &scope.headers))
@@ -92,7 +89,7 @@ pub(super) async fn patch(
     const APPLY_PATCH: &str = "application/apply-patch+yaml";
 
     let scope = &target.scope;
-    let output = Output::negotiate(&scope.headers, &target.query(), false)?;
+    let output = output(target, false)?;
     let table = table_options(server, output, &target.query())?;
     let content_type =
         scope.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();

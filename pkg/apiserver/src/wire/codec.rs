@@ -6,35 +6,44 @@ use bytes::Bytes;
 use rkube_api::StoredObject;
 use rkube_api::resource::Resource;
 use rkube_apimachinery::chain::chain;
+use rkube_apimachinery::gvk::GroupVersionKind;
 use rkube_codec::protobuf::{self as pb, Unknown, list};
 use rkube_codec::table::ListMeta;
-use rkube_codec::{json, yaml as yaml_codec};
+use rkube_codec::{Media, json, yaml as yaml_codec};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::negotiation::Encoding;
 
-/// A body as a tree, and what is wrong with it that a lenient decoder overlooks.
-pub(crate) struct Decoded {
-    pub(crate) value: Value,
-    pub(crate) strict: Vec<String>,
+pub(crate) fn media(encoding: Encoding) -> Media {
+    match encoding {
+        Encoding::Json => Media::Json,
+        Encoding::Yaml => Media::Yaml,
+        Encoding::Protobuf => Media::Protobuf,
+    }
 }
 
-/// Decodes a body without knowing its kind.
-pub(crate) fn decode_any(bytes: &Bytes, encoding: Encoding) -> Result<Decoded, String> {
+/// Decodes options, which are of no group in particular.
+pub(crate) fn options(bytes: &Bytes, encoding: Encoding) -> Result<Value, String> {
+    match encoding {
+        Encoding::Json => serde_json::from_slice(bytes).map_err(|error| error.to_string()),
+        Encoding::Yaml => yaml_codec::parse(bytes).map(|parsed| parsed.value).map_err(|error| error.to_string()),
+        Encoding::Protobuf => pb::to_value(bytes).map_err(text),
+    }
+}
+
+/// An object without a schema, which only JSON and YAML can hold.
+pub(crate) fn untyped(bytes: &Bytes, encoding: Encoding) -> Result<(Value, Vec<String>), String> {
     match encoding {
         Encoding::Json => {
             let typed = json::decode::untyped(bytes, true).map_err(|error| error.to_string())?;
-            Ok(Decoded { value: typed.value, strict: typed.problems })
+            Ok((typed.value, typed.problems))
         }
         Encoding::Yaml => {
             let parsed = yaml_codec::parse(bytes).map_err(|error| error.to_string())?;
-            Ok(Decoded { value: parsed.value, strict: parsed.duplicate.into_iter().collect() })
+            Ok((parsed.value, parsed.duplicate.into_iter().collect()))
         }
-        Encoding::Protobuf => {
-            let value = pb::to_value(bytes).map_err(|error| error.to_string())?;
-            Ok(Decoded { value, strict: Vec::new() })
-        }
+        Encoding::Protobuf => Err("the kind has no protobuf form".to_owned()),
     }
 }
 
@@ -108,4 +117,9 @@ fn assemble(api_version: &str, kind: &str, messages: Vec<Bytes>, meta: &ListMeta
 /// A watch event with its length in front.
 pub(crate) fn protobuf_event(kind: &str, object: &Bytes) -> Bytes {
     Bytes::from(list::watch_frame(kind, object))
+}
+
+/// Whether objects of a kind can be had in protobuf.
+pub(crate) fn has_protobuf(kind: &GroupVersionKind) -> bool {
+    rkube_api::type_of(kind).is_some()
 }
