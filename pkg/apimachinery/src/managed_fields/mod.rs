@@ -13,6 +13,8 @@
 pub mod encode;
 mod entries;
 mod last_applied;
+#[cfg(test)]
+mod properties;
 mod scale;
 mod set;
 #[cfg(test)]
