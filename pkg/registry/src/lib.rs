@@ -7,6 +7,8 @@
 //! **Invariant:** this crate knows no HTTP. Nothing outside it touches storage.
 
 pub mod admission;
+mod alloc;
+mod background;
 mod cache;
 pub mod context;
 mod encode;

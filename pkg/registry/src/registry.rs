@@ -6,17 +6,20 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
-use parking_lot::Mutex;
 use rkube_api::resource::{SelectableField, SharedResource};
 use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::gvk::{GroupVersionKind, GroupVersionResource};
 use rkube_apimachinery::random::SharedRandom;
 use rkube_apimachinery::schema::SchemaSet;
+use rkube_apimachinery::status::ApiStatus;
 use rkube_apimachinery::task;
 use rkube_storage::{Storage, StorageError};
-use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use tracing::info_span;
 
+use crate::alloc::repair::Repair;
+use crate::alloc::{self, Addresses, Ports, ServiceHooks};
+use crate::background;
 use crate::cache::Cache;
 use crate::cache::feed::{Feed, ROOT, Routes};
 use crate::hooks::{Hooks, NoHooks};
@@ -72,6 +75,8 @@ pub enum RegistryError {
         #[source]
         source: StorageError,
     },
+    #[error("making the default ServiceCIDR: {0}")]
+    DefaultServiceCidr(ApiStatus),
 }
 
 /// The policy of a resource that is added at run time.
@@ -108,11 +113,12 @@ type Stores = HashMap<GroupVersionResource, Store>;
 /// All stores.
 pub struct Registry {
     shared: Arc<Shared>,
+    allocators: Allocators,
     routes: Arc<Routes>,
     /// Adding and removing are one at a time.
     changing: tokio::sync::Mutex<()>,
-    /// Ends the feed when dropped.
-    stop: Mutex<Option<oneshot::Sender<()>>>,
+    /// Ends the feed and everything else that runs.
+    stop: CancellationToken,
 }
 
 impl Registry {
@@ -140,15 +146,17 @@ impl Registry {
             token_signer: config.token_signer.clone(),
             stores: ArcSwap::default(),
         });
+        let allocators = Allocators::new(&shared, &config);
         let mut stores = Stores::new();
         for rows in groups {
             let strategies = strategies_of(&rows, &config);
-            add_stores(&mut stores, &shared, &routes, rows, strategies);
+            add_stores(&mut stores, &shared, &routes, rows, strategies, &allocators);
         }
         shared.stores.store(Arc::new(stores));
-        let (stop, stopped) = oneshot::channel();
-        task::spawn(info_span!("watch-cache"), runner.run(stopped));
-        Ok(Arc::new(Self { shared, routes, changing: tokio::sync::Mutex::default(), stop: Mutex::new(Some(stop)) }))
+        let stop = CancellationToken::new();
+        task::spawn(info_span!("watch-cache"), runner.run(stop.clone()));
+        start_background(&shared, &allocators, &config, &stop).await?;
+        Ok(Arc::new(Self { shared, allocators, routes, changing: tokio::sync::Mutex::default(), stop }))
     }
 
     pub fn store(&self, resource: &GroupVersionResource) -> Option<Store> {
@@ -175,7 +183,7 @@ impl Registry {
                     return Err(RegistryError::Load { prefix, source });
                 }
             }
-            add_stores(&mut stores, &self.shared, &self.routes, rows, strategies.clone());
+            add_stores(&mut stores, &self.shared, &self.routes, rows, strategies.clone(), &self.allocators);
         }
         self.shared.stores.store(Arc::new(stores));
         Ok(())
@@ -213,12 +221,13 @@ impl Registry {
 
     /// Ends the feed, all watches and all background work.
     pub fn shutdown(&self) {
-        self.stop.lock().take();
+        self.stop.cancel();
     }
 }
 
 impl Drop for Registry {
     fn drop(&mut self) {
+        self.stop.cancel();
         // Stores hold what they share and that holds the stores.
         self.shared.stores.store(Arc::default());
     }
@@ -288,12 +297,59 @@ fn strategies_of(rows: &[SharedResource], config: &Config) -> RuntimeStrategies 
     }
 }
 
+/// Allocation for Services, where ranges are configured.
+struct Allocators {
+    service: Option<ServiceHooks>,
+    addresses: Addresses,
+    ports: Arc<Ports>,
+}
+
+impl Allocators {
+    fn new(shared: &Arc<Shared>, config: &Config) -> Self {
+        let addresses = Addresses::new(shared.clone());
+        let ports = Arc::new(Ports::new(shared.storage.clone(), shared.random.clone(), config.node_ports));
+        let hooks = ServiceHooks::new(addresses.clone(), ports.clone(), &config.service_cidrs);
+        Self { service: (!config.service_cidrs.is_empty()).then_some(hooks), addresses, ports }
+    }
+}
+
+async fn start_background(
+    shared: &Arc<Shared>,
+    allocators: &Allocators,
+    config: &Config,
+    stop: &CancellationToken,
+) -> Result<(), RegistryError> {
+    let interval = config.compaction_interval;
+    task::spawn(info_span!("compaction"), background::compact(shared.clone(), interval, stop.clone()));
+    if let Some(events) = shared.store(&GroupVersionResource::new("", "v1", "events")) {
+        task::spawn(info_span!("event-expiry"), background::expire_events(events, config.event_ttl, stop.clone()));
+    }
+    if allocators.service.is_none() {
+        return Ok(());
+    }
+    let mut repair = Repair::new(allocators.addresses.clone(), allocators.ports.clone());
+    // Without it the first Service would find no range.
+    repair.ensure_default_cidr(&config.service_cidrs).await.map_err(RegistryError::DefaultServiceCidr)?;
+    let (clock, stop) = (shared.clock.clone(), stop.clone());
+    let run = async move {
+        loop {
+            repair.run_once().await;
+            clock.sleep(alloc::repair::INTERVAL).await;
+        }
+    };
+    task::spawn(info_span!("service-allocation-repair"), async move {
+        stop.run_until_cancelled(run).await;
+    });
+    Ok(())
+}
+
 fn add_stores(
     stores: &mut Stores,
     shared: &Arc<Shared>,
     routes: &Routes,
     rows: Vec<SharedResource>,
     strategies: RuntimeStrategies,
+    allocators: &Allocators,
 ) {
     let Some(cache) = routes.get(&prefix_of(&rows)) else {
         return;
@@ -301,7 +357,11 @@ fn add_stores(
     let Some((row, stored)) = rows.first().and_then(|row| Some((row, row.stored_as.clone()?))) else {
         return;
     };
-    let hooks: Arc<dyn Hooks> = Arc::new(NoHooks);
+    let is_service = stored.group.is_empty() && stored.kind == "Service";
+    let hooks: Arc<dyn Hooks> = match allocators.service.clone().filter(|_| is_service) {
+        Some(hooks) => Arc::new(hooks),
+        None => Arc::new(NoHooks),
+    };
     let gvk = GroupVersionKind::new(stored.group.as_ref(), stored.version.as_ref(), stored.kind.as_ref());
     let ty = rows.iter().find(|row| row.gvk() == gvk).unwrap_or(row).schema;
     let all = strategies.subresources.iter().map(|(name, strategy)| (*name, strategy));

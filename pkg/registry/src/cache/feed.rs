@@ -18,6 +18,7 @@ use rkube_apimachinery::chain::chain;
 use rkube_apimachinery::clock::SharedClock;
 use rkube_storage::{Change, KeyValue, ListRange, Revision, Storage, StorageError, WatchItem, WatchStream};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::Cache;
 
@@ -178,15 +179,15 @@ enum Wake {
 }
 
 impl Runner {
-    /// Runs until the registry is gone, or `stop` is dropped or used.
-    pub(crate) async fn run(mut self, mut stop: oneshot::Receiver<()>) {
+    /// Runs until it is told to stop.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut expire = self.clock.sleep(EXPIRE_INTERVAL);
         loop {
             let wake = tokio::select! {
                 item = self.stream.next() => Wake::Item(item),
                 Some(command) = self.commands.recv() => Wake::Command(command),
                 () = &mut expire => Wake::Expire,
-                _ = &mut stop => Wake::Stop,
+                () = stop.cancelled() => Wake::Stop,
             };
             match wake {
                 Wake::Item(Some(Ok(WatchItem::Changes(changes)))) => self.feed.apply(&changes),
@@ -196,7 +197,7 @@ impl Runner {
                     tracing::warn!(error = %chain(&error), "The watch of the datastore broke");
                     tokio::select! {
                         () = self.resume() => {}
-                        _ = &mut stop => break,
+                        () = stop.cancelled() => break,
                     }
                 }
                 Wake::Command(command) => {

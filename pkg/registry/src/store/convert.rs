@@ -39,17 +39,17 @@ impl Version {
     }
 
     /// A stored object in the client's version, as a tree.
-    pub(crate) fn value_from_stored(&self, object: &StoredObject) -> Result<Value, ApiStatus> {
+    pub(crate) fn value_of_stored(&self, object: &StoredObject) -> Result<Value, ApiStatus> {
         let value = object.value().map_err(|error| ApiStatus::internal(format!("reading {}: {error}", object.key)))?;
         Ok(if self.is_stored() { value } else { convert(value, &self.requested) })
     }
 
     /// A stored object in the client's version.
-    pub(crate) fn from_stored(&self, object: &Arc<StoredObject>) -> Result<Arc<StoredObject>, ApiStatus> {
+    pub(crate) fn convert_stored(&self, object: &Arc<StoredObject>) -> Result<Arc<StoredObject>, ApiStatus> {
         if self.is_stored() {
             return Ok(object.clone());
         }
-        let value = self.value_from_stored(object)?;
+        let value = self.value_of_stored(object)?;
         Ok(Arc::new(object_of(object, &value)?))
     }
 }

@@ -61,7 +61,7 @@ impl Store {
         made: &Made,
         gone: bool,
     ) -> Result<Deleted, ApiStatus> {
-        let object = self.version.from_stored(&updated.object)?;
+        let object = self.version.convert_stored(&updated.object)?;
         let whole = matches!(made, Made::Marked) || self.core.strategy.returns_deleted_object();
         if whole {
             return Ok(Deleted { answer: Answer::Object(object), immediate: gone });

@@ -80,7 +80,7 @@ impl Store {
         }
         let found = self.core.cache.get(&self.key(target));
         let object = found.ok_or_else(|| ApiStatus::not_found(&self.row.group_resource(), &target.name))?;
-        self.version.from_stored(&object)
+        self.version.convert_stored(&object)
     }
 
     pub(crate) async fn list_objects(
@@ -94,7 +94,7 @@ impl Store {
         let mut page = self.list_stored(context, &filter, options).await?;
         if !self.version.is_stored() {
             for item in &mut page.items {
-                *item = self.version.from_stored(item)?;
+                *item = self.version.convert_stored(item)?;
             }
         }
         Ok(page)

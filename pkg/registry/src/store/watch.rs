@@ -231,11 +231,11 @@ impl Watcher {
     }
 
     /// To the version the client watches.
-    fn convert(&self, events: &mut Vec<WatchEvent>) {
+    fn convert(&self, events: &mut [WatchEvent]) {
         if self.version.is_stored() {
             return;
         }
-        let convert = |object: &mut Arc<StoredObject>| self.version.from_stored(object).map(|new| *object = new);
+        let convert = |object: &mut Arc<StoredObject>| self.version.convert_stored(object).map(|new| *object = new);
         for event in events.iter_mut() {
             let converted = match event {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) | WatchEvent::Deleted(object) => {

@@ -358,7 +358,7 @@ impl Store {
                 if let Some(transaction) = built.transaction {
                     transaction.commit().await;
                 }
-                self.version.from_stored(&object).map(Answer::Object)
+                self.version.convert_stored(&object).map(Answer::Object)
             }
             Err(existing) => {
                 let resource = self.row.group_resource();
@@ -437,7 +437,7 @@ impl Store {
             }
             _ => {}
         }
-        let object = if is_scale { self.scale_of(&object)? } else { self.version.from_stored(&object)? };
+        let object = if is_scale { self.scale_of(&object)? } else { self.version.convert_stored(&object)? };
         Ok(Written { object, created: updated.change == ChangeMade::Created })
     }
 }
@@ -516,7 +516,7 @@ impl Rewrite<'_> {
                 new
             }
             Source::Patch(patch) => {
-                let current = store.version.value_from_stored(existing)?;
+                let current = store.version.value_of_stored(existing)?;
                 patch.apply(request, Some((current, &old)))?
             }
         };

@@ -22,13 +22,13 @@ use rkube_storage::memory::MemoryStorage;
 use serde_json::{Value, json};
 
 /// How long a test waits for something that must happen.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-pub struct Cluster {
-    pub registry: Arc<Registry>,
-    pub storage: Arc<MemoryStorage>,
-    pub clock: FakeClock,
-    pub context: Arc<RequestContext>,
+pub(crate) struct Cluster {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) storage: Arc<MemoryStorage>,
+    pub(crate) clock: FakeClock,
+    pub(crate) context: Arc<RequestContext>,
 }
 
 struct Maps;
@@ -107,15 +107,22 @@ impl TypedStrategy for Careful {
     }
 }
 
-pub fn config() -> Config {
+pub(crate) fn config() -> Config {
     let served = [
         ("", "configmaps"),
+        ("", "endpoints"),
+        ("", "events"),
+        ("", "namespaces"),
         ("", "nodes"),
         ("", "pods"),
         ("", "replicationcontrollers"),
         ("", "serviceaccounts"),
+        ("", "services"),
         ("apps", "deployments"),
         ("coordination.k8s.io", "leases"),
+        ("events.k8s.io", "events"),
+        ("networking.k8s.io", "ipaddresses"),
+        ("networking.k8s.io", "servicecidrs"),
         ("policy", "poddisruptionbudgets"),
     ];
     let row = |(group, plural): (&str, &str)| {
@@ -156,29 +163,34 @@ impl TokenSigner for Signer {
 }
 
 impl Cluster {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::over(Arc::new(MemoryStorage::new())).await
     }
 
-    pub async fn over(storage: Arc<MemoryStorage>) -> Self {
+    pub(crate) async fn over(storage: Arc<MemoryStorage>) -> Self {
+        Self::configured(storage, config()).await
+    }
+
+    pub(crate) async fn configured(storage: Arc<MemoryStorage>, config: Config) -> Self {
         let clock = FakeClock::new("2026-01-02T03:04:05Z".parse().expect("a time"));
-        let registry = Registry::new(storage.clone(), clock.shared(), SeededRandom::shared(7), config())
+        let registry = Registry::new(storage.clone(), clock.shared(), SeededRandom::shared(7), config)
             .await
             .expect("the registry starts");
         Self { registry, storage, clock, context: Arc::new(RequestContext::internal()) }
     }
 
-    pub fn store(&self, plural: &str) -> Store {
+    pub(crate) fn store(&self, plural: &str) -> Store {
         let group = match plural {
             "deployments" => "apps",
             "leases" => "coordination.k8s.io",
             "poddisruptionbudgets" => "policy",
+            "ipaddresses" | "servicecidrs" => "networking.k8s.io",
             _ => "",
         };
         self.registry.store(&GroupVersionResource::new(group, "v1", plural)).expect("the resource is served")
     }
 
-    pub async fn create(&self, plural: &str, body: Value) -> Result<Value, ApiStatus> {
+    pub(crate) async fn create(&self, plural: &str, body: Value) -> Result<Value, ApiStatus> {
         let target = Target::new("ns", "");
         let answer = self.store(plural).create(&self.context, &target, body, &CreateOptions::default()).await?;
         match answer {
@@ -187,36 +199,36 @@ impl Cluster {
         }
     }
 
-    pub async fn post(&self, plural: &str, target: &Target, body: Value) -> Result<Answer, ApiStatus> {
+    pub(crate) async fn post(&self, plural: &str, target: &Target, body: Value) -> Result<Answer, ApiStatus> {
         self.store(plural).create(&self.context, target, body, &CreateOptions::default()).await
     }
 
-    pub async fn update(&self, plural: &str, target: &Target, body: Value) -> Result<Written, ApiStatus> {
+    pub(crate) async fn update(&self, plural: &str, target: &Target, body: Value) -> Result<Written, ApiStatus> {
         self.store(plural).update(&self.context, target, body, &UpdateOptions::default()).await
     }
 
-    pub async fn merge(&self, plural: &str, target: &Target, patch: Value) -> Result<Value, ApiStatus> {
+    pub(crate) async fn merge(&self, plural: &str, target: &Target, patch: Value) -> Result<Value, ApiStatus> {
         let patch = Patch::Merge(patch.to_string().into());
         let written = self.store(plural).patch(&self.context, target, patch, &Default::default()).await?;
         Ok(value(&written.object))
     }
 
-    pub async fn get(&self, plural: &str, name: &str) -> Result<Value, ApiStatus> {
+    pub(crate) async fn get(&self, plural: &str, name: &str) -> Result<Value, ApiStatus> {
         let object = self.store(plural).get(&self.context, &Target::new("ns", name), &Default::default()).await?;
         Ok(value(&object))
     }
 
-    pub async fn delete(&self, plural: &str, name: &str, options: Value) -> Result<Deleted, ApiStatus> {
+    pub(crate) async fn delete(&self, plural: &str, name: &str, options: Value) -> Result<Deleted, ApiStatus> {
         let options = serde_json::from_value(options).expect("delete options");
         self.store(plural).delete(&self.context, &Target::new("ns", name), options).await
     }
 
-    pub async fn list(&self, plural: &str, namespace: &str, options: Value) -> Result<ListPage, ApiStatus> {
+    pub(crate) async fn list(&self, plural: &str, namespace: &str, options: Value) -> Result<ListPage, ApiStatus> {
         let options: ListOptions = serde_json::from_value(options).expect("list options");
         self.store(plural).list(&self.context, namespace, &options).await
     }
 
-    pub async fn watch(&self, plural: &str, namespace: &str, options: Value) -> Result<Watching, ApiStatus> {
+    pub(crate) async fn watch(&self, plural: &str, namespace: &str, options: Value) -> Result<Watching, ApiStatus> {
         let options: ListOptions = serde_json::from_value(options).expect("list options");
         let watcher = self.store(plural).watch(&self.context, namespace, &options).await?;
         Ok(Watching { watcher, pending: Vec::new() })
@@ -224,14 +236,14 @@ impl Cluster {
 }
 
 /// A watch whose events are read one at a time, as text.
-pub struct Watching {
+pub(crate) struct Watching {
     watcher: Watcher,
     pending: Vec<WatchEvent>,
 }
 
 impl Watching {
     /// The next event; `None` at the end.
-    pub async fn event(&mut self) -> Option<WatchEvent> {
+    pub(crate) async fn event(&mut self) -> Option<WatchEvent> {
         if self.pending.is_empty() {
             let mut batch = Vec::new();
             let more = tokio::time::timeout(PATIENCE, self.watcher.next_batch(&mut batch));
@@ -244,7 +256,7 @@ impl Watching {
         self.pending.pop()
     }
 
-    pub async fn next(&mut self) -> String {
+    pub(crate) async fn next(&mut self) -> String {
         match self.event().await {
             None => "end".to_owned(),
             Some(WatchEvent::Added(object)) => format!("ADDED {}@{}", object.key, object.revision),
@@ -260,7 +272,7 @@ impl Watching {
         }
     }
 
-    pub async fn take(&mut self, count: usize) -> Vec<String> {
+    pub(crate) async fn take(&mut self, count: usize) -> Vec<String> {
         let mut events = Vec::new();
         for _ in 0..count {
             events.push(self.next().await);
@@ -269,27 +281,27 @@ impl Watching {
     }
 }
 
-pub fn value(object: &StoredObject) -> Value {
+pub(crate) fn value(object: &StoredObject) -> Value {
     object.value().expect("stored objects are JSON")
 }
 
-pub fn map(name: &str) -> Value {
+pub(crate) fn map(name: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}})
 }
 
-pub fn map_with(name: &str, data: &str) -> Value {
+pub(crate) fn map_with(name: &str, data: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"k": data}})
 }
 
-pub fn pod(name: &str, node: &str) -> Value {
+pub(crate) fn pod(name: &str, node: &str) -> Value {
     let spec = if node.is_empty() { json!({"containers": []}) } else { json!({"containers": [], "nodeName": node}) };
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec})
 }
 
-pub fn at(name: &str) -> Target {
+pub(crate) fn at(name: &str) -> Target {
     Target::new("ns", name)
 }
 
-pub fn keys(page: &ListPage) -> Vec<String> {
+pub(crate) fn keys(page: &ListPage) -> Vec<String> {
     page.items.iter().map(|item| item.key.to_string()).collect()
 }

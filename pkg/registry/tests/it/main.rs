@@ -1,9 +1,11 @@
 //! The registry through its public interface, over memory storage.
 
 mod apply;
+mod background;
 mod cluster;
 mod deletion;
 mod lists;
+mod services;
 mod subresources;
 mod watches;
 mod writes;

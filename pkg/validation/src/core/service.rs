@@ -258,6 +258,17 @@ fn validate_session_affinity(spec: &ServiceSpec, path: &Path, errors: &mut Error
     }
 }
 
+/// The rules between `clusterIP`, `clusterIPs`, `ipFamilies` and `ipFamilyPolicy`, which allocation relies on.
+pub fn validate_cluster_ips_related_fields(service: &Service, old: Option<&Service>) -> ErrorList {
+    let mut errors = ErrorList::new();
+    let Some(spec) = &service.spec else { return errors };
+    if spec.type_.text() != "ExternalName" {
+        let old = old.and_then(|old| old.spec.as_ref());
+        validate_cluster_ips(spec, old, &Path::new("spec"), &mut errors);
+    }
+    errors
+}
+
 fn validate_cluster_ips(spec: &ServiceSpec, old: Option<&ServiceSpec>, path: &Path, errors: &mut ErrorList) {
     let (ips, families) = (spec.cluster_ips.items(), spec.ip_families.items());
     let (ips_path, families_path) = (path.child("clusterIPs"), path.child("ipFamilies"));

@@ -1,0 +1,190 @@
+//! Cluster IPs: IPAddress objects in the ranges of the ServiceCIDRs that are ready.
+//!
+//! Behaves as `pkg/registry/core/service/ipallocator/{cidrallocator,ipallocator}.go`, v1.36.
+
+use std::net::IpAddr;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use rkube_api::k8s::core::v1::Service;
+use rkube_api::k8s::networking::v1::ServiceCIDR;
+use rkube_apimachinery::chain::chain;
+use rkube_apimachinery::gvk::GroupVersionResource;
+use rkube_apimachinery::key::ObjectKey;
+use rkube_apimachinery::meta::Meta;
+use serde_json::{Value, json};
+
+use super::AllocationError;
+use super::range::AddressRange;
+use crate::context::RequestContext;
+use crate::options::{CreateOptions, DeleteOptions};
+use crate::registry::Shared;
+use crate::store::{Store, Target};
+
+/// Who manages the IPAddress objects of Services.
+pub(crate) const MANAGER: &str = "ipallocator.k8s.io";
+pub(crate) const LABEL_FAMILY: &str = "ipaddress.kubernetes.io/ip-family";
+pub(crate) const LABEL_MANAGED_BY: &str = "ipaddress.kubernetes.io/managed-by";
+const GROUP: &str = "networking.k8s.io";
+
+/// The cluster IPs of the cluster.
+#[derive(Clone)]
+pub(crate) struct Addresses {
+    shared: Arc<Shared>,
+    context: Arc<RequestContext>,
+}
+
+impl Addresses {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, context: Arc::new(RequestContext::internal()) }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(crate) fn context(&self) -> &Arc<RequestContext> {
+        &self.context
+    }
+
+    pub(crate) fn objects(&self) -> Result<Store, AllocationError> {
+        self.store("ipaddresses")
+    }
+
+    pub(crate) fn store(&self, plural: &str) -> Result<Store, AllocationError> {
+        let store = self.shared.store(&GroupVersionResource::new(GROUP, "v1", plural));
+        store.ok_or(AllocationError::NotReady)
+    }
+
+    /// Ranges of every ServiceCIDR, with whether addresses may be allocated from it now.
+    pub(crate) fn ranges(&self) -> Vec<(AddressRange, bool)> {
+        let Ok(store) = self.store("servicecidrs") else {
+            return Vec::new();
+        };
+        let mut ranges: Vec<(AddressRange, bool)> = Vec::new();
+        let snapshot = store.core().cache.snapshot(0);
+        snapshot.tree.walk(&[], &mut |object| {
+            match object.typed::<ServiceCIDR>() {
+                Ok(cidr) => add_ranges(&mut ranges, &cidr),
+                Err(error) => tracing::error!(cidr = %object.key, error = %chain(&error), "Ignored a ServiceCIDR"),
+            }
+            ControlFlow::Continue(())
+        });
+        ranges
+    }
+
+    fn ready(&self, ipv6: bool) -> impl Iterator<Item = AddressRange> {
+        let ranges = self.ranges().into_iter();
+        ranges.filter(move |(range, ready)| *ready && range.is_ipv6() == ipv6).map(|(range, _)| range)
+    }
+
+    /// Takes this address for a Service.
+    pub(crate) async fn allocate(
+        &self,
+        address: IpAddr,
+        service: &Service,
+        dry_run: bool,
+    ) -> Result<(), AllocationError> {
+        let mut ranges = self.ready(address.is_ipv6()).filter(|range| range.network.contains(&address));
+        let range = ranges.next().ok_or(AllocationError::NoSuchRange)?;
+        if !range.contains(address) {
+            return Err(AllocationError::AddressOutOfRange { address, range: range.network.to_string() });
+        }
+        if dry_run { Ok(()) } else { self.create(address, service).await }
+    }
+
+    /// Takes any address for a Service. A dry run answers with the network's own address, which none can have.
+    pub(crate) async fn allocate_next(
+        &self,
+        ipv6: bool,
+        service: &Service,
+        dry_run: bool,
+    ) -> Result<IpAddr, AllocationError> {
+        let objects = self.objects()?;
+        let mut ranges = self.ready(ipv6);
+        if dry_run {
+            return ranges.next().map(|range| range.network.addr()).ok_or(AllocationError::NotReady);
+        }
+        for range in ranges {
+            // The order is drawn before anything is awaited: a generator of numbers is shared.
+            let taken = objects.core().cache.snapshot(0);
+            for address in range.addresses(self.shared.random.as_ref()) {
+                if taken.tree.get(&ObjectKey::cluster(address.to_string())).is_some() {
+                    continue;
+                }
+                match self.create(address, service).await {
+                    // Another server, or a moment ago: the cache did not know.
+                    Err(AllocationError::AddressTaken) => {}
+                    other => return other.map(|()| address),
+                }
+            }
+        }
+        Err(AllocationError::Full)
+    }
+
+    pub(crate) async fn create(&self, address: IpAddr, service: &Service) -> Result<(), AllocationError> {
+        let body = ip_address(address, service);
+        let (objects, target) = (self.objects()?, Target::new("", ""));
+        match objects.create_object(&self.context, &target, body, &CreateOptions::default()).await {
+            Ok(_) => Ok(()),
+            Err(status) if status.is_already_exists() => Err(AllocationError::AddressTaken),
+            Err(status) => Err(AllocationError::Status(status)),
+        }
+    }
+
+    /// Gives an address back. One that is not taken is passed over.
+    pub(crate) async fn release(&self, address: IpAddr) {
+        let Ok(objects) = self.objects() else {
+            return;
+        };
+        let target = Target::new("", address.to_string());
+        match objects.delete_object(&self.context, &target, DeleteOptions::default()).await {
+            Err(status) if !status.is_not_found() => {
+                tracing::warn!(%address, error = %status, "Could not release a cluster IP; the repair loop will");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The object that stands for an allocated address.
+pub(crate) fn ip_address(address: IpAddr, service: &Service) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "IPAddress",
+        "metadata": {
+            "name": address.to_string(),
+            "labels": {
+                LABEL_FAMILY: if address.is_ipv6() { "IPv6" } else { "IPv4" },
+                LABEL_MANAGED_BY: MANAGER,
+            },
+        },
+        "spec": {"parentRef": {
+            "resource": "services",
+            "namespace": service.metadata.namespace.as_deref().unwrap_or_default(),
+            "name": service.metadata.name.as_deref().unwrap_or_default(),
+        }},
+    })
+}
+
+fn add_ranges(ranges: &mut Vec<(AddressRange, bool)>, cidr: &ServiceCIDR) {
+    let conditions = cidr.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let ready = cidr.metadata.deletion_timestamp.is_none()
+        && conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    for text in cidr.spec.iter().flat_map(|spec| spec.cidrs.iter().flatten()) {
+        let Ok(network) = text.parse() else {
+            continue;
+        };
+        let range = AddressRange::new(network);
+        // Of two objects with one range either may make it usable.
+        match ranges.iter_mut().find(|(known, _)| *known == range) {
+            Some((_, known)) => *known |= ready,
+            None => ranges.push((range, ready)),
+        }
+    }
+}
+
+/// Whether an IPAddress object has the labels that say it is the allocator's.
+pub(crate) fn has_labels(object: &Value, address: IpAddr) -> bool {
+    let family = if address.is_ipv6() { "IPv6" } else { "IPv4" };
+    object.label(LABEL_FAMILY) == Some(family) && object.label(LABEL_MANAGED_BY) == Some(MANAGER)
+}
