@@ -3,7 +3,9 @@
 
 pub mod attributes;
 pub mod basic;
+pub mod cluster;
 pub mod flow;
+pub mod service_account;
 
 use std::sync::Arc;
 

@@ -10,17 +10,18 @@ use parking_lot::Mutex;
 use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::random::{SharedRandom, SystemRandom};
 use rkube_apimachinery::status::ApiStatus;
-use rkube_apiserver::admission::Chain;
-use rkube_apiserver::auth::basic::{
-    BasicAuthenticator, CertificateAuthenticator, MASTERS, NoAudit, NoImpersonation, StaticTokens,
-};
+use rkube_apiserver::admission::{Chain, Objects};
+use rkube_apiserver::auth::basic::{CertificateAuthenticator, MASTERS, NoAudit, NoImpersonation, StaticTokens};
+use rkube_apiserver::auth::cluster::ClusterAuthenticator;
 use rkube_apiserver::auth::flow::MaxInFlight;
+use rkube_apiserver::auth::service_account::{Signer, TokenSettings, Verifier};
 use rkube_apiserver::openapi::NoOpenApi;
 use rkube_apiserver::proxy::RegistryNodes;
 use rkube_apiserver::rbac::RbacAuthorizer;
 use rkube_apiserver::server::{Extensions, OpenId, REQUEST_TIMEOUT};
 use rkube_apiserver::{ApiServer, Config};
-use rkube_client::Client;
+use rkube_client::{Client, EventRecorder, InformerFactory};
+use rkube_controllers::{ControllerConfig, ControllerContext};
 use rkube_http::listener::Listener;
 use rkube_http::tls::{self, ClientVerifier, TlsError};
 use rkube_pki::tree::{Names, Tree};
@@ -82,6 +83,8 @@ pub(crate) struct ControlPlane {
     api: ApiServer,
     listener: Listener,
     service_ip: IpAddr,
+    /// What pods verify the server with.
+    root_ca: String,
     stop: CancellationToken,
 }
 
@@ -117,7 +120,10 @@ impl ControlPlane {
         let storage = datastore::open(&config.datastore, &paths.db()).await?;
         let network = config.service_cidr.to_string();
         let service_cidr = network.parse().map_err(|error| OpenError::Network(format!("{network}: {error}")))?;
+        let tokens = TokenSettings { issuer: issuer(&config), audiences: audiences(&config) };
+        let signer = Signer::new(tree.service_accounts.clone(), tokens.clone(), clock.clone());
         let registry_config = rkube_registry::Config {
+            token_signer: Some(Arc::new(signer)),
             service_cidrs: vec![service_cidr],
             node_ports: config.service_node_ports,
             ..rkube_registry::Config::default()
@@ -139,9 +145,15 @@ impl ControlPlane {
             registry: Arc::clone(&registry),
             clock: clock.clone(),
             resources: rkube_api::resources().to_vec(),
-            authenticator: Arc::new(BasicAuthenticator {
-                certificates: Some(CertificateAuthenticator::new(verifier, clock.clone())),
+            authenticator: Arc::new(ClusterAuthenticator {
+                certificates: CertificateAuthenticator::new(verifier, clock.clone()),
                 tokens: StaticTokens::default(),
+                service_accounts: Verifier::new(
+                    tree.service_accounts.clone(),
+                    tokens,
+                    clock.clone(),
+                    Objects::new(Arc::clone(&registry)),
+                ),
             }),
             anonymous: true,
             authorizer: Arc::new(authorizer),
@@ -157,12 +169,14 @@ impl ControlPlane {
             extensions: Extensions { openid: Some(openid(&config, &tree)), ..Extensions::default() },
             request_timeout: REQUEST_TIMEOUT,
         });
-        Ok(Self { config, clock, random, storage, registry, api, listener, service_ip, stop })
+        let root_ca = tree.cluster.certificate_pem().to_owned();
+        Ok(Self { config, clock, random, storage, registry, api, listener, service_ip, root_ca, stop })
     }
 
     /// Everything that runs, in the order it starts.
     pub(crate) fn components(self) -> Vec<Box<dyn Component>> {
-        let Self { config, clock, random, storage, registry, api, listener, service_ip, stop } = self;
+        let Self { config, clock, random, storage, registry, api, listener, service_ip, root_ca, stop } = self;
+        let controllers = controllers(&config, client(&api, "kube-controller-manager", &clock, &random), root_ca);
         let seeder = self::client(&api, "system:apiserver", &clock, &random);
         let https_port = config.https_listen_port;
         let api_server = component("kube-apiserver", &[], move |ready, shutdown| async move {
@@ -185,8 +199,34 @@ impl ControlPlane {
             drop(storage);
             Ok(())
         });
-        vec![api_server]
+        vec![api_server, controllers]
     }
+}
+
+fn controllers(config: &ServerConfig, client: Client, root_ca: String) -> Box<dyn Component> {
+    let network = |cidr: &crate::config::Cidr| cidr.to_string().parse().ok();
+    let settings = ControllerConfig {
+        controllers: ["*".to_owned()].into(),
+        cluster_cidrs: network(&config.cluster_cidr).into_iter().collect(),
+        service_cidrs: network(&config.service_cidr).into_iter().collect(),
+        root_ca,
+        ..ControllerConfig::default()
+    };
+    component("kube-controller-manager", &["kube-apiserver"], move |ready, shutdown| async move {
+        let stop = shutdown.token();
+        let context = ControllerContext {
+            informers: InformerFactory::new(client.clone(), stop.clone()),
+            recorder: EventRecorder::start(client.clone(), "kube-controller-manager", stop.clone()),
+            config: Arc::new(settings),
+            shutdown: stop,
+            client,
+        };
+        match rkube_controllers::run(context, || ready.ready()).await {
+            // Stopped before the caches were there.
+            Err(_) if shutdown.token().is_cancelled() => Ok(()),
+            outcome => outcome.map_err(Into::into),
+        }
+    })
 }
 
 /// A client for a component of this process.
@@ -210,6 +250,11 @@ fn openid(config: &ServerConfig, tree: &Tree) -> OpenId {
 /// As kubeadm: a name every pod can resolve.
 fn issuer(config: &ServerConfig) -> String {
     format!("https://kubernetes.default.svc.{}", config.cluster_domain)
+}
+
+/// Who a token without audience is for: this server, by the names it has always had.
+fn audiences(config: &ServerConfig) -> Vec<String> {
+    vec![issuer(config), "rkube".to_owned()]
 }
 
 /// The administrator's kubeconfig, and those of the components an administrator may want to run apart.

@@ -1,0 +1,53 @@
+//! The authenticators of a cluster, asked in upstream's order: client certificates, then bearer tokens.
+//!
+//! Behaves as `pkg/kubeapiserver/authenticator/config.go`, v1.36.
+
+use futures_util::future::BoxFuture;
+
+use super::basic::{CertificateAuthenticator, StaticTokens, bearer_token};
+use super::service_account::Verifier;
+use super::{Authenticated, AuthenticationError, Authenticator, Credentials};
+
+pub struct ClusterAuthenticator {
+    pub certificates: CertificateAuthenticator,
+    pub tokens: StaticTokens,
+    pub service_accounts: Verifier,
+}
+
+impl ClusterAuthenticator {
+    async fn token(&self, token: &str, audiences: &[String]) -> Result<Option<Authenticated>, AuthenticationError> {
+        if let Some(user) = self.tokens.find(token) {
+            return Ok(Some(Authenticated { user: user.clone(), audiences: Vec::new() }));
+        }
+        if self.service_accounts.is_ours(token) {
+            return self.service_accounts.verify(token, audiences).await.map(Some);
+        }
+        Ok(None)
+    }
+}
+
+impl Authenticator for ClusterAuthenticator {
+    fn authenticate<'a>(
+        &'a self,
+        credentials: &'a Credentials<'a>,
+    ) -> BoxFuture<'a, Result<Option<Authenticated>, AuthenticationError>> {
+        Box::pin(async move {
+            if let Some(user) = self.certificates.user(credentials)? {
+                return Ok(Some(Authenticated { user, audiences: Vec::new() }));
+            }
+            let Some(token) = bearer_token(credentials.headers) else { return Ok(None) };
+            match self.token(token, &[]).await? {
+                Some(known) => Ok(Some(known)),
+                None => Err(AuthenticationError("invalid bearer token".to_owned())),
+            }
+        })
+    }
+
+    fn authenticate_token<'a>(
+        &'a self,
+        token: &'a str,
+        audiences: &'a [String],
+    ) -> BoxFuture<'a, Result<Option<Authenticated>, AuthenticationError>> {
+        Box::pin(self.token(token, audiences))
+    }
+}
