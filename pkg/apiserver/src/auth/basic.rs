@@ -51,7 +51,7 @@ impl CertificateAuthenticator {
         Self { verifier, clock }
     }
 
-    fn user(&self, credentials: &Credentials<'_>) -> Result<Option<UserInfo>, AuthenticationError> {
+    pub(super) fn user(&self, credentials: &Credentials<'_>) -> Result<Option<UserInfo>, AuthenticationError> {
         let Some(chain_shown) = credentials.connection.map(|connection| connection.peer_certificates.as_slice()) else {
             return Ok(None);
         };

@@ -124,9 +124,12 @@ impl Verifier {
         }
         let wanted = if audiences.is_empty() { &self.settings.audiences } else { audiences };
         let good_for = audiences_of(&claims["aud"]);
-        let common: Vec<String> = wanted.iter().filter(|audience| good_for.contains(&audience.as_str())).cloned().collect();
+        let common: Vec<String> =
+            wanted.iter().filter(|audience| good_for.contains(&audience.as_str())).cloned().collect();
         if common.is_empty() {
-            return Err(AuthenticationError(format!("token audiences {good_for:?} is invalid for the target audiences {wanted:?}")));
+            return Err(AuthenticationError(format!(
+                "token audiences {good_for:?} is invalid for the target audiences {wanted:?}"
+            )));
         }
         let own = &claims[CLAIM];
         let namespace = own["namespace"].as_str().ok_or_else(|| bad("the token names no namespace"))?;
@@ -174,7 +177,8 @@ impl Verifier {
         let Some(name) = reference["name"].as_str() else { return Ok(None) };
         let gone = || AuthenticationError("service account token has been invalidated".to_owned());
         let found = self.objects.cached_or_live::<K>(namespace, name).await;
-        let object: Arc<K> = found.map_err(|status| AuthenticationError(status.message().to_owned()))?.ok_or_else(gone)?;
+        let object: Arc<K> =
+            found.map_err(|status| AuthenticationError(status.message().to_owned()))?.ok_or_else(gone)?;
         let metadata: &ObjectMeta = object.metadata();
         let uid = metadata.uid.clone().unwrap_or_default();
         let is_same = reference["uid"].as_str() == Some(uid.as_str());

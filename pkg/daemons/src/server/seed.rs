@@ -66,7 +66,8 @@ pub(crate) async fn run(client: &Client, service_ip: IpAddr, https_port: u16) ->
             "labels": { "component": "apiserver", "provider": "kubernetes" }
         },
         "spec": {
-            "clusterIP": service_ip.to_string(), "type": "ClusterIP", "sessionAffinity": "None",
+            "clusterIP": service_ip.to_string(), "clusterIPs": [service_ip.to_string()],
+            "type": "ClusterIP", "sessionAffinity": "None",
             "ports": [{ "name": "https", "port": 443, "protocol": "TCP", "targetPort": https_port }]
         }
     });
