@@ -13,7 +13,6 @@ mod apps;
 mod batch;
 mod cluster;
 mod core;
-mod extension;
 pub mod generic;
 mod networking;
 mod rules;
