@@ -61,7 +61,7 @@ impl Inner {
             let served = matches!(path, "/version" | "/metrics" | "/api" | "/apis") || path.starts_with("/openapi/");
             return served.then(|| respond::failure(&method_not_allowed(), scope.error_output()));
         }
-        let catalog = self.catalog.load();
+        let catalog = self.catalog.load_full();
         match path {
             "" => return Some(self.paths()),
             "/version" => return Some(respond::bytes(StatusCode::OK, "application/json", version())),

@@ -31,6 +31,16 @@ pub(crate) fn bytes(status: StatusCode, content_type: &'static str, body: Bytes)
     response
 }
 
+/// An answer with a body, compressed where that pays.
+pub(crate) fn encoded(
+    status: StatusCode,
+    content_type: &'static str,
+    body: Bytes,
+    headers: &HeaderMap,
+) -> Response<Body> {
+    compressed(bytes(status, content_type, body), headers)
+}
+
 /// JSON in the encoding wanted.
 pub(crate) fn json(status: StatusCode, json: Bytes, output: Output, headers: &HeaderMap) -> Response<Body> {
     let encoded = match output.encoding {

@@ -42,6 +42,11 @@ impl Ownership {
         let resets = strategies.into_iter().map(|(name, strategy)| (name.to_owned(), reset(strategy))).collect();
         Self { gvk, ty, resets, none: ResetFields::new() }
     }
+
+    /// The type of the stored version.
+    pub(crate) fn ty(&self) -> TypeId {
+        self.ty
+    }
 }
 
 /// One write, as the owner of fields sees it.

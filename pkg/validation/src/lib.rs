@@ -9,13 +9,17 @@
 //! **Invariant:** feature gates have their v1.36 defaults. Fields behind a gate that is off are dropped by the
 //! strategies before validation, so they are not validated.
 
+pub mod admission_registration;
+pub mod api_registration;
 pub mod apps;
 pub mod autoscaling;
 pub mod batch;
+pub mod certificates;
 mod common;
 pub mod coordination;
 pub mod core;
 pub mod discovery;
+pub mod flow_control;
 pub mod networking;
 pub mod policy;
 pub mod rbac;

@@ -15,7 +15,7 @@ use rkube_apiserver::auth::basic::{CertificateAuthenticator, MASTERS, NoAudit, N
 use rkube_apiserver::auth::cluster::ClusterAuthenticator;
 use rkube_apiserver::auth::flow::MaxInFlight;
 use rkube_apiserver::auth::service_account::{Signer, TokenSettings, Verifier};
-use rkube_apiserver::openapi::NoOpenApi;
+use rkube_apiserver::openapi::{Builtin, Served};
 use rkube_apiserver::proxy::RegistryNodes;
 use rkube_apiserver::rbac::RbacAuthorizer;
 use rkube_apiserver::server::{Extensions, OpenId, REQUEST_TIMEOUT};
@@ -162,7 +162,7 @@ impl ControlPlane {
             flow: Arc::new(MaxInFlight::default()),
             admission: Arc::new(Chain::new(Chain::builtin(&registry, clock.clone(), Arc::clone(&random)))),
             nodes: Arc::new(nodes),
-            openapi: Arc::new(NoOpenApi),
+            openapi: Arc::new(Served::new(Arc::new(Builtin))),
             metrics: Arc::new(Mutex::new(prometheus_client::registry::Registry::default())),
             checks: Vec::new(),
             advertise_address: SocketAddr::new(advertise, config.https_listen_port).to_string(),

@@ -5,12 +5,15 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rkube_apimachinery::gvk::GroupVersionKind;
+use rkube_apimachinery::field::{Error, Path};
+use rkube_apimachinery::gvk::{GroupKind, GroupVersionKind};
 use rkube_apimachinery::meta::Meta;
 use rkube_apimachinery::patch::json::JsonPatch;
 use rkube_apimachinery::patch::{merge, strategic};
 use rkube_apimachinery::schema::{SchemaSet, TypeId};
 use rkube_apimachinery::status::ApiStatus;
+use rkube_codec::json::decode as json;
+use rkube_codec::{FieldValidation, yaml};
 use serde_json::Value;
 
 use crate::context::RequestContext;
@@ -24,6 +27,9 @@ use crate::store::{Patch, Store, Target, Written};
 pub(crate) struct PatchRequest {
     patch: Parsed,
     force: bool,
+    validation: FieldValidation,
+    /// What strict decoding has against the patch itself.
+    problems: Vec<String>,
 }
 
 enum Parsed {
@@ -44,7 +50,12 @@ impl Store {
         let apply = matches!(patch, Patch::Apply(_));
         options.validate(apply)?;
         let request = WriteRequest::new(self, context, target, &options.field_manager, options.is_dry_run())?;
-        let patch = PatchRequest { patch: parse(patch)?, force: options.force.unwrap_or(false) };
+        let validation = FieldValidation::parse(&options.field_validation).unwrap_or_default();
+        let mut patch = PatchRequest::parse(patch, validation)?;
+        patch.force = options.force.unwrap_or(false);
+        if apply {
+            patch.report_yaml(context)?;
+        }
         let update = UpdateOptions {
             dry_run: options.dry_run.clone(),
             field_manager: options.field_manager.clone(),
@@ -55,24 +66,73 @@ impl Store {
     }
 }
 
-fn parse(patch: Patch) -> Result<Parsed, ApiStatus> {
-    match patch {
-        Patch::Json(body) => Ok(Parsed::Json(JsonPatch::parse(&body)?)),
-        Patch::Merge(body) => parse_object(&body).map(Parsed::Merge),
-        Patch::Strategic(body) => parse_object(&body).map(Parsed::Strategic),
-        Patch::Apply(body) => parse_object(&body).map(Parsed::Apply),
-    }
-}
-
-fn parse_object(body: &Bytes) -> Result<Value, ApiStatus> {
-    match serde_json::from_slice(body) {
-        Ok(value @ Value::Object(_)) => Ok(value),
-        Ok(_) => Err(ApiStatus::bad_request("error decoding patch: the patch is not an object")),
-        Err(error) => Err(ApiStatus::bad_request(format!("error decoding patch: {error}"))),
-    }
-}
-
 impl PatchRequest {
+    fn parse(patch: Patch, validation: FieldValidation) -> Result<Self, ApiStatus> {
+        let check = validation != FieldValidation::Ignore;
+        let mut problems = Vec::new();
+        let mut object = |body: &Bytes| {
+            let decoded = json::untyped(body, check);
+            let decoded = decoded.map_err(|error| ApiStatus::bad_request(format!("error decoding patch: {error}")))?;
+            problems = decoded.problems;
+            Ok::<Value, ApiStatus>(decoded.value)
+        };
+        let patch = match patch {
+            Patch::Json(body) => Parsed::Json(JsonPatch::parse(&body)?),
+            Patch::Merge(body) => Parsed::Merge(object(&body)?),
+            Patch::Strategic(body) => Parsed::Strategic(object(&body)?),
+            Patch::Apply(body) => {
+                let parsed = yaml::parse(&body);
+                let parsed = parsed.map_err(|error| ApiStatus::bad_request(format!("error decoding YAML: {error}")))?;
+                if !parsed.value.is_object() {
+                    return Err(ApiStatus::bad_request("error decoding YAML: the configuration is not an object"));
+                }
+                problems.extend(parsed.duplicate.filter(|_| check));
+                Parsed::Apply(parsed.value)
+            }
+        };
+        Ok(Self { patch, force: false, validation, problems })
+    }
+
+    /// Says what is wrong with the text of an applied configuration.
+    fn report_yaml(&self, context: &RequestContext) -> Result<(), ApiStatus> {
+        match (self.validation, self.problems.first()) {
+            (FieldValidation::Strict, Some(first)) => {
+                Err(ApiStatus::bad_request(format!("error strict decoding YAML: {first}")))
+            }
+            _ => {
+                self.problems.iter().for_each(|problem| context.warn(problem.as_str()));
+                Ok(())
+            }
+        }
+    }
+
+    /// Checks and prunes a patched object against its schema, as a body is when it is decoded.
+    fn checked(
+        &self,
+        context: &RequestContext,
+        patched: Value,
+        schema: &SchemaSet,
+        ty: TypeId,
+    ) -> Result<Value, ApiStatus> {
+        // An applied configuration was checked field by field before it was merged.
+        let check = self.validation != FieldValidation::Ignore && !self.is_apply();
+        let shown = if self.validation == FieldValidation::Strict { patched.to_string() } else { String::new() };
+        let invalid = |shown: String, text: String| {
+            let error = Error::invalid(&Path::new("patch"), shown, text);
+            ApiStatus::invalid(&GroupKind::new("", ""), "", &[error])
+        };
+        let decoded = json::from_value(patched, schema, ty, check);
+        let decoded = decoded.map_err(|error| invalid(String::new(), error.to_string()))?;
+        let problems: Vec<&str> = self.problems.iter().chain(&decoded.problems).map(String::as_str).collect();
+        if check && !problems.is_empty() {
+            if self.validation == FieldValidation::Strict {
+                return Err(invalid(shown, format!("strict decoding error: {}", problems.join(", "))));
+            }
+            problems.into_iter().for_each(|problem| context.warn(problem));
+        }
+        Ok(decoded.value)
+    }
+
     /// The object after the patch, in the stored version, with defaults and owned fields. `current` is the
     /// object in the client's version and as it is stored; `None` when an apply creates it.
     pub(crate) fn apply(
@@ -102,7 +162,8 @@ impl PatchRequest {
             return self.finish(request, applied);
         }
         let patched = self.apply_plain(current, &store.core.schema, store.row.schema)?;
-        let mut new = self.finish(request, store.version.to_stored(patched)?)?;
+        let checked = self.checked(request.context, patched, &store.core.schema, store.row.schema)?;
+        let mut new = self.finish(request, store.version.to_stored(checked)?)?;
         request.managed().update(Some(old), &mut new);
         Ok(new)
     }
@@ -119,13 +180,19 @@ impl PatchRequest {
     }
 
     /// The scale after the patch.
-    pub(crate) fn apply_to_scale(&self, current: &Value, owners: &ScaleWrite<'_>) -> Result<Value, ApiStatus> {
+    pub(crate) fn apply_to_scale(
+        &self,
+        context: &RequestContext,
+        current: &Value,
+        owners: &ScaleWrite<'_>,
+    ) -> Result<Value, ApiStatus> {
         if let Parsed::Apply(config) = &self.patch {
             return owners.apply(current, config, self.force);
         }
         let kind = GroupVersionKind::new("autoscaling", "v1", "Scale");
         let ty = rkube_api::type_of(&kind).ok_or_else(|| ApiStatus::internal("the schema has no Scale"))?;
-        self.apply_plain(current.clone(), rkube_api::schema(), ty)
+        let patched = self.apply_plain(current.clone(), rkube_api::schema(), ty)?;
+        self.checked(context, patched, rkube_api::schema(), ty)
     }
 
     pub(crate) fn is_apply(&self) -> bool {

@@ -19,6 +19,7 @@ use rkube_apimachinery::key::ObjectKey;
 use rkube_apimachinery::meta::{Meta, MetaMut};
 use rkube_apimachinery::random;
 use rkube_apimachinery::status::{ApiStatus, OPTIMISTIC_LOCK, Reason};
+use rkube_codec::canonicalize;
 use rkube_storage::MAX_VALUE_BYTES;
 use serde_json::Value;
 
@@ -30,7 +31,7 @@ use crate::managed::{self, ScaleWrite};
 use crate::metadata;
 use crate::options::{CreateOptions, UpdateOptions};
 use crate::store::convert::object_of;
-use crate::store::core::{ChangeMade, Outcome, Updater, decode_status};
+use crate::store::core::{ChangeMade, Core, Outcome, Updater, decode_status};
 use crate::store::delete::has_spec_finalizers;
 use crate::store::patch::PatchRequest;
 use crate::store::{Answer, Store, Target, Written};
@@ -108,8 +109,11 @@ impl<'a> WriteRequest<'a> {
     pub(crate) fn default(&self, value: Value) -> Result<Value, ApiStatus> {
         let mut draft = Draft::new(value);
         // Defaults are the kind's, whichever subresource is written.
-        self.store.core.strategy.default(&mut draft).map_err(|error| decode_status(&error))?;
-        Ok(draft.into_value())
+        let core = &self.store.core;
+        core.strategy.default(&mut draft).map_err(|error| decode_status(&error))?;
+        let mut value = draft.into_value();
+        canonicalize(&mut value, &core.schema, core.ownership.ty());
+        Ok(value)
     }
 
     /// Mutating admission, for a body in the stored version.
@@ -157,7 +161,7 @@ impl<'a> WriteRequest<'a> {
         attributes.object = Some(draft);
         attributes.name = key.name.clone();
         self.context.admission.validate(attributes).await?;
-        let stored = encode_object(take(attributes)?.into_value())?;
+        let stored = encode_object(core, take(attributes)?.into_value())?;
         Ok(Built { key, stored, transaction })
     }
 
@@ -228,7 +232,7 @@ impl<'a> WriteRequest<'a> {
         if finished {
             return Ok(BuiltUpdate::Finished(value));
         }
-        Ok(BuiltUpdate::Changed(encode_object(value)?, transaction))
+        Ok(BuiltUpdate::Changed(encode_object(core, value)?, transaction))
     }
 
     /// A version in the body must be the stored one; without one the kind decides whether that is allowed.
@@ -277,7 +281,9 @@ fn take(attributes: &mut Attributes) -> Result<Draft, ApiStatus> {
 }
 
 /// Field ownership is given up rather than the write, when that makes the object fit.
-fn encode_object(mut value: Value) -> Result<Bytes, ApiStatus> {
+fn encode_object(core: &Core, mut value: Value) -> Result<Bytes, ApiStatus> {
+    // Typed values leave out what Go writes; a stored object has one form.
+    canonicalize(&mut value, &core.schema, core.ownership.ty());
     let stored = encode::encode(&mut value).map_err(|error| ApiStatus::bad_request(chain(&error).to_string()))?;
     if stored.len() <= MAX_VALUE_BYTES || value.managed_fields().is_empty() {
         return Ok(stored);
@@ -556,7 +562,7 @@ impl Rewrite<'_> {
         owners.own(&mut current, &old)?;
         let mut scale = match &self.source {
             Source::Put(body) => body.clone(),
-            Source::Patch(patch) => patch.apply_to_scale(&current, &owners)?,
+            Source::Patch(patch) => patch.apply_to_scale(request.context, &current, &owners)?,
         };
         metadata::ensure_namespace(&mut scale, store.core.namespaced, &request.target.namespace)?;
         metadata::check_name(&scale, &request.target.name)?;

@@ -13,6 +13,7 @@ mod apps;
 mod batch;
 mod cluster;
 mod core;
+mod extension;
 pub mod generic;
 mod networking;
 mod rules;

@@ -39,6 +39,7 @@ pub fn strategies() -> Vec<Registration> {
         super::networking::strategies,
         super::cluster::strategies,
         super::storage::strategies,
+        super::extension::strategies,
     ]
     .into_iter()
     .flat_map(|group| group())

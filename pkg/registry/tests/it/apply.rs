@@ -76,7 +76,7 @@ async fn updates_are_recorded_by_manager_and_subresource() {
     let read = cluster.get("pods", "p").await.expect("reads");
     expect![[r#"
         unknown Update {"f:spec":{"f:containers":{},"f:terminationGracePeriodSeconds":{}}}
-        unknown Update/status {"f:status":{".":{},"f:phase":{}}}"#]]
+        unknown Update/status {"f:status":{"f:phase":{}}}"#]]
     .assert_eq(&owners(&read).join("\n"));
 
     let mut body = read.clone();

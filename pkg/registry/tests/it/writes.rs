@@ -1,6 +1,6 @@
 use expect_test::expect;
 use rkube_apimachinery::meta::{Meta, MetaMut};
-use rkube_registry::options::{CreateOptions, UpdateOptions};
+use rkube_registry::options::{CreateOptions, PatchOptions, UpdateOptions};
 use rkube_registry::store::{Answer, Patch, Target};
 use serde_json::json;
 
@@ -130,7 +130,7 @@ async fn spec_and_status_are_written_apart() {
     let mut body = pod("p", "");
     body["status"] = json!({"phase": "Running"});
     let created = cluster.create("pods", body).await.expect("creates");
-    assert!(created.get("status").is_none());
+    assert_eq!(created["status"], json!({}));
     assert_eq!(created.generation(), 1);
 
     let status = Target::new("ns", "p").subresource("status");
@@ -185,4 +185,32 @@ async fn an_object_that_is_too_large_is_refused() {
     let cluster = Cluster::new().await;
     let status = cluster.create("configmaps", map_with("a", &"x".repeat(1_600_000))).await.expect_err("is too large");
     expect!["500 etcdserver: request is too large"].assert_eq(&format!("{} {}", status.code(), status.message()));
+}
+
+#[tokio::test]
+async fn a_patch_is_checked_against_the_schema() {
+    let cluster = Cluster::new().await;
+    cluster.create("configmaps", map_with("a", "x")).await.expect("creates");
+    let store = cluster.store("configmaps");
+    let patch = async |body: &str, validation: &str| {
+        let options = PatchOptions { field_validation: validation.to_owned(), ..PatchOptions::default() };
+        let patched = store.patch(&cluster.context, &at("a"), Patch::Merge(body.to_owned().into()), &options).await;
+        let result = match patched {
+            Ok(written) => value(&written.object)["data"].to_string(),
+            Err(status) => format!("{} {}", status.code(), status.message()),
+        };
+        format!("{result} {:?}", cluster.context.take_warnings())
+    };
+    let unknown = r#"{"data":{"k":"y"},"spec":{"foo":1}}"#;
+    expect![[r#"{"k":"y"} ["unknown field \"spec\""]"#]].assert_eq(&patch(unknown, "").await);
+    expect![[r#"{"k":"y"} []"#]].assert_eq(&patch(unknown, "Ignore").await);
+    let strict = patch(unknown, "Strict").await;
+    assert!(strict.starts_with("422  \"\" is invalid: patch: Invalid value:"), "{strict}");
+    assert!(strict.ends_with("strict decoding error: unknown field \"spec\" []"), "{strict}");
+    expect![[r#"{"k":"z"} ["duplicate field \"data\""]"#]]
+        .assert_eq(&patch(r#"{"data":{"k":"y"},"data":{"k":"z"}}"#, "").await);
+    let wrong = patch(r#"{"data":{"k":1}}"#, "").await;
+    assert!(wrong.starts_with("422 "), "{wrong}");
+    let broken = patch("{", "").await;
+    assert!(broken.starts_with("400 error decoding patch: "), "{broken}");
 }

@@ -11,3 +11,10 @@ pub(crate) fn text_default(field: &mut Option<String>, value: &str) {
         *field = Some(value.to_owned());
     }
 }
+
+/// A number in Go: absence and zero are the same.
+pub(crate) fn number_default(field: &mut Option<i32>, value: i32) {
+    if field.unwrap_or(0) == 0 {
+        *field = Some(value);
+    }
+}

@@ -1,0 +1,161 @@
+//! The documents of built-in kinds, written from the schema table and the resource table.
+//!
+//! Not written: descriptions, and gnostic's protobuf form of v2.
+
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+
+use super::paths::Paths;
+use super::schemas::{Definitions, Dialect};
+use super::{Document, Source};
+use crate::catalog::Catalog;
+
+/// See the module.
+pub struct Builtin;
+
+const TITLE: &str = "Kubernetes";
+
+impl Source for Builtin {
+    fn v2(&self, catalog: &Catalog) -> Document {
+        let mut definitions = Definitions::new(Dialect::V2);
+        let mut paths = Map::new();
+        let mut writer = Paths { dialect: Dialect::V2, definitions: &mut definitions };
+        for row in catalog.rows() {
+            writer.add(row, &mut paths);
+        }
+        document(&json!({
+            "swagger": "2.0",
+            "info": {"title": TITLE, "version": crate::server::GIT_VERSION},
+            "paths": paths,
+            "definitions": definitions.finish(),
+            "securityDefinitions": security_schemes(),
+            "security": [{"BearerToken": []}],
+        }))
+    }
+
+    fn v3_paths(&self, catalog: &Catalog) -> Vec<String> {
+        let mut paths = vec!["version".to_owned()];
+        for group in catalog.groups() {
+            for version in &group.versions {
+                paths.push(if group.name.is_empty() {
+                    format!("api/{version}")
+                } else {
+                    format!("apis/{}/{version}", group.name)
+                });
+            }
+        }
+        paths
+    }
+
+    fn v3(&self, catalog: &Catalog, path: &str) -> Option<Document> {
+        if path == "version" {
+            let operation =
+                json!({"get": {"operationId": "getCodeVersion", "responses": {"200": {"description": "OK"}}}});
+            return Some(v3_document(json!({"/version/": operation}), Map::new()));
+        }
+        let parts: Vec<&str> = path.split('/').collect();
+        let (group, version) = match parts.as_slice() {
+            ["api", version] => ("", *version),
+            ["apis", group, version] => (*group, *version),
+            _ => return None,
+        };
+        if !catalog.serves(group, version) {
+            return None;
+        }
+        let mut definitions = Definitions::new(Dialect::V3);
+        let mut paths = Map::new();
+        let mut writer = Paths { dialect: Dialect::V3, definitions: &mut definitions };
+        for row in catalog.rows_of(group, version) {
+            writer.add(row, &mut paths);
+        }
+        Some(v3_document(Value::Object(paths), definitions.finish()))
+    }
+}
+
+fn v3_document(paths: Value, schemas: Map<String, Value>) -> Document {
+    document(&json!({
+        "openapi": "3.0.0",
+        "info": {"title": TITLE, "version": crate::server::GIT_VERSION},
+        "paths": paths,
+        "components": {"schemas": schemas, "securitySchemes": security_schemes()},
+    }))
+}
+
+fn security_schemes() -> Value {
+    json!({"BearerToken": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "authorization",
+        "description": "Bearer Token authentication",
+    }})
+}
+
+fn document(value: &Value) -> Document {
+    Document { json: Bytes::from(value.to_string()), protobuf: Bytes::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(document: &Document) -> Value {
+        serde_json::from_slice(&document.json).expect("JSON")
+    }
+
+    #[test]
+    fn every_reference_has_its_definition() {
+        let catalog = Catalog::new(rkube_api::resources().to_vec(), rkube_api::groups());
+        for path in Builtin.v3_paths(&catalog) {
+            let text = Builtin.v3(&catalog, &path).expect("a document");
+            let value = parse(&text);
+            let schemas = value["components"]["schemas"].as_object().expect("schemas");
+            let text = String::from_utf8_lossy(&text.json).into_owned();
+            for reference in text.split("\"#/components/schemas/").skip(1) {
+                let name = reference.split('"').next().unwrap_or_default();
+                assert!(schemas.contains_key(name), "{path}: {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_kubectl_looks_for_is_there() {
+        let catalog = Catalog::new(rkube_api::resources().to_vec(), rkube_api::groups());
+        let apps = parse(&Builtin.v3(&catalog, "apis/apps/v1").expect("apps/v1"));
+        let patch = &apps["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
+        assert_eq!(patch["operationId"], "patchAppsV1NamespacedDeployment");
+        assert_eq!(patch["x-kubernetes-group-version-kind"]["kind"], "Deployment");
+        let names: Vec<&str> =
+            patch["parameters"].as_array().unwrap().iter().filter_map(|one| one["name"].as_str()).collect();
+        assert_eq!(names, ["dryRun", "fieldManager", "fieldValidation", "force"]);
+        let containers = &apps["components"]["schemas"]["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
+        assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");
+    }
+
+    /// Operation ids and kinds of every path of ours are upstream's, where golden data is at hand.
+    #[test]
+    fn operations_are_upstreams() {
+        let Some(folder) = std::env::var_os("RKUBE_FIXTURES") else {
+            println!("RKUBE_FIXTURES is not set: OpenAPI is not compared with golden data");
+            return;
+        };
+        let path = std::path::PathBuf::from(folder).join("openapi/swagger.json");
+        let golden: Value = serde_json::from_slice(&std::fs::read(path).expect("golden data")).expect("JSON");
+        let catalog = Catalog::new(rkube_api::resources().to_vec(), rkube_api::groups());
+        let ours = parse(&Builtin.v2(&catalog));
+        let mut differences = Vec::new();
+        for (path, item) in ours["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                if method == "parameters" {
+                    continue;
+                }
+                let theirs = &golden["paths"][path][method];
+                for member in ["operationId", "x-kubernetes-group-version-kind", "x-kubernetes-action", "tags"] {
+                    if operation[member] != theirs[member] {
+                        differences.push(format!("{method} {path} {member}: {} {}", operation[member], theirs[member]));
+                    }
+                }
+            }
+        }
+        assert!(differences.is_empty(), "{}", differences.join("\n"));
+    }
+}

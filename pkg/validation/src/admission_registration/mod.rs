@@ -1,0 +1,5 @@
+//! Kinds of the admissionregistration.k8s.io group.
+
+pub mod policies;
+pub mod rules;
+pub mod webhooks;
