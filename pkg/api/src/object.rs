@@ -51,6 +51,20 @@ impl StoredObject {
         Ok(decoded)
     }
 
+    /// A copy that shares the bytes, and the other forms as far as they were made. What is decoded through the copy
+    /// is not kept by the original.
+    #[must_use]
+    pub fn scratch(&self) -> Self {
+        Self {
+            key: self.key.clone(),
+            revision: self.revision,
+            json: self.json.clone(),
+            selection: self.selection.clone(),
+            typed: self.typed.clone(),
+            protobuf: self.protobuf.clone(),
+        }
+    }
+
     /// The object as a JSON tree.
     pub fn value(&self) -> Result<Value, serde_json::Error> {
         serde_json::from_slice(&self.json)

@@ -175,12 +175,18 @@ impl Registry {
         let mut stores = Stores::clone(&self.shared.stores.load());
         for rows in by_storage(&rows) {
             let prefix = prefix_of(&rows);
-            if self.routes.get(&prefix).is_none() {
+            let namespaced = rows.first().is_some_and(|row| row.namespaced);
+            let known = self.routes.get(&prefix);
+            if known.as_ref().is_none_or(|known| !known.fits(namespaced, &fields_of(&rows))) {
                 let cache = new_cache(&rows, &self.shared.clock);
                 self.routes.insert(cache.clone());
                 if let Err(source) = self.shared.feed.load(cache).await {
                     self.routes.remove(&prefix);
                     return Err(RegistryError::Load { prefix, source });
+                }
+                // Its watchers begin again on the new one.
+                if let Some(known) = known {
+                    known.close();
                 }
             }
             add_stores(&mut stores, &self.shared, &self.routes, rows, strategies.clone(), &self.allocators);

@@ -50,6 +50,7 @@ pub(crate) struct Cache {
     /// `/registry/pods/`.
     prefix: String,
     namespaced: bool,
+    fields: Vec<SelectableField>,
     picker: Picker,
     clock: SharedClock,
     objects: RwLock<Objects>,
@@ -84,6 +85,7 @@ impl Cache {
         Self {
             prefix,
             namespaced,
+            fields: fields.to_vec(),
             picker: Picker::new(fields),
             clock,
             objects: RwLock::default(),
@@ -91,6 +93,11 @@ impl Cache {
             snapshots: Mutex::default(),
             bytes: AtomicUsize::new(0),
         }
+    }
+
+    /// Whether this cache serves a resource with these fields as well.
+    pub(crate) fn fits(&self, namespaced: bool, fields: &[SelectableField]) -> bool {
+        self.namespaced == namespaced && self.fields == fields
     }
 
     pub(crate) fn prefix(&self) -> &str {

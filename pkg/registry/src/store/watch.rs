@@ -208,6 +208,8 @@ impl Watcher {
         })
         .await;
         match woken {
+            // Under a steady stream of events the timer is never looked at.
+            Some(true) if self.clock.monotonic() >= self.deadline => self.phase = Phase::Over,
             Some(true) => {}
             Some(false) => self.phase = Phase::Over,
             None => self.timer_fired(into),

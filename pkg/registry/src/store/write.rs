@@ -204,6 +204,8 @@ impl<'a> WriteRequest<'a> {
         let strategy = self.strategy;
         let context = self.strategy_context();
         let typed = |error| decode_status(&error);
+        // The cache and its history must not keep a typed form for every state that was ever replaced.
+        let existing = &existing.scratch();
         strategy.prepare_for_update(&context, &mut draft, existing).map_err(typed)?;
         errors.extend(strategy.validate_update(&context, &mut draft, existing).map_err(typed)?);
         if !errors.is_empty() {

@@ -5,6 +5,7 @@ mod background;
 mod cluster;
 mod deletion;
 mod lists;
+mod runtime;
 mod services;
 mod subresources;
 mod watches;
