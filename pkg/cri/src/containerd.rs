@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt};
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use prost::Message;
 use rkube_apimachinery::clock::{Clock, SystemClock};
 use rkube_apimachinery::task;
@@ -91,7 +93,15 @@ impl Client {
     }
 
     /// Imports an archive and waits until CRI calls see its images.
-    pub async fn import_for_cri(&self, service: &dyn ImageService, path: &Path) -> Result<Vec<String>, ImportError> {
+    pub fn import_for_cri<'a>(
+        &'a self,
+        service: &'a dyn ImageService,
+        path: &'a Path,
+    ) -> BoxFuture<'a, Result<Vec<String>, ImportError>> {
+        Box::pin(self.import_and_wait(service, path))
+    }
+
+    async fn import_and_wait(&self, service: &dyn ImageService, path: &Path) -> Result<Vec<String>, ImportError> {
         // Subscribed before anything is written, so that no news is missed.
         let mut news = self.subscribe(vec!["topic~=\"/images/\"".to_owned()]).await.ok();
         let names = self.import(path).await?;
@@ -131,7 +141,13 @@ impl Client {
                     Err(error) => Some(Err(error)),
                     Ok(envelope) if envelope.namespace != NAMESPACE => None,
                     Ok(envelope) => {
-                        let event = events::TaskEvent::decode(envelope.event?.value.as_slice()).ok()?;
+                        let value = envelope.event?.value;
+                        if envelope.topic == "/tasks/exit" {
+                            let exit = events::TaskExit::decode(value.as_slice()).ok()?;
+                            let is_container = exit.id.is_empty() || exit.id == exit.container_id;
+                            return is_container.then_some(Ok(Event { id: exit.container_id }));
+                        }
+                        let event = events::TaskEvent::decode(value.as_slice()).ok()?;
                         Some(Ok(Event { id: event.container_id }))
                     }
                 }
@@ -202,8 +218,8 @@ impl Client {
 
     async fn write_all(&self, path: &Path, files: Files, plan: &Import, lease: &str) -> Result<(), ImportError> {
         let mut missing = BTreeMap::new();
-        for entry in plan.contents.iter().filter(|entry| entry.bytes.is_none()) {
-            if !self.has(&entry.digest).await {
+        for entry in &plan.contents {
+            if entry.bytes.is_none() && !self.has(&entry.digest).await {
                 missing.insert(entry.digest.clone(), entry);
             }
         }
@@ -276,15 +292,32 @@ impl Client {
         client.info(request).await.is_ok()
     }
 
-    async fn write(
-        &self,
-        entry: &Content,
-        pieces: impl Stream<Item = Vec<u8>> + Send + 'static,
-        lease: &str,
-    ) -> Result<(), ImportError> {
-        let failed = |source| ImportError::Write { digest: entry.digest.clone(), source };
-        let mut client = content::content_client::ContentClient::new(self.channel.clone())
+    fn write<'a>(
+        &'a self,
+        entry: &'a Content,
+        pieces: BoxStream<'static, Vec<u8>>,
+        lease: &'a str,
+    ) -> BoxFuture<'a, Result<(), ImportError>> {
+        let requests = Self::write_requests(entry, pieces);
+        let (sender, receiver) = mpsc::channel(4);
+        let request = self.request(ReceiverStream::new(receiver), Some(lease));
+        let client = content::content_client::ContentClient::new(self.channel.clone())
             .max_encoding_message_size(PIECE_BYTES * 2);
+        let failed = |source| ImportError::Write { digest: entry.digest.clone(), source };
+        Box::pin(async move {
+            let (finished, ()) = tokio::join!(finish_write(client, request), feed(requests, sender));
+            match finished {
+                Ok(()) => Ok(()),
+                Err(status) if status.code() == tonic::Code::AlreadyExists => Ok(()),
+                Err(status) => Err(failed(RuntimeError::status("write_content", &status))),
+            }
+        })
+    }
+
+    fn write_requests(
+        entry: &Content,
+        pieces: BoxStream<'static, Vec<u8>>,
+    ) -> BoxStream<'static, content::WriteContentRequest> {
         let reference = format!("rkube-{}", entry.digest);
         let total = i64::try_from(entry.size).unwrap_or(i64::MAX);
         let labels = entry.labels.clone().into_iter().collect();
@@ -311,18 +344,7 @@ impl Client {
             labels,
             ..Default::default()
         };
-        let requests = writes.chain(futures_util::stream::iter([commit]));
-        let answer = client.write(self.request(requests, Some(lease))).await;
-        let finished = async {
-            let mut stream = answer?.into_inner();
-            while stream.message().await?.is_some() {}
-            Ok::<(), tonic::Status>(())
-        };
-        match finished.await {
-            Ok(()) => Ok(()),
-            Err(status) if status.code() == tonic::Code::AlreadyExists => Ok(()),
-            Err(status) => Err(failed(RuntimeError::status("write_content", &status))),
-        }
+        writes.chain(futures_util::stream::iter([commit])).boxed()
     }
 
     async fn record(&self, name: &str, descriptor: &Descriptor, lease: &str) -> Result<(), ImportError> {
@@ -347,6 +369,29 @@ impl Client {
                 client.update(self.request(update, Some(lease))).await.map(drop).map_err(|status| failed(&status))
             }
             Err(status) => Err(failed(&status)),
+        }
+    }
+}
+
+type ContentClient = content::content_client::ContentClient<Channel>;
+
+/// The stream of requests is a concrete type here: the compiler cannot prove a boxed one `Send`.
+async fn finish_write(
+    mut client: ContentClient,
+    request: tonic::Request<ReceiverStream<content::WriteContentRequest>>,
+) -> Result<(), tonic::Status> {
+    let mut stream = client.write(request).await?.into_inner();
+    while stream.message().await?.is_some() {}
+    Ok(())
+}
+
+async fn feed(
+    mut requests: BoxStream<'static, content::WriteContentRequest>,
+    sender: mpsc::Sender<content::WriteContentRequest>,
+) {
+    while let Some(request) = requests.next().await {
+        if sender.send(request).await.is_err() {
+            return;
         }
     }
 }

@@ -19,6 +19,14 @@ pub struct TaskEvent {
     #[prost(string, tag = "1")]
     pub container_id: ::prost::alloc::string::String,
 }
+/// An exit also of commands run in a container, which have an id of their own.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TaskExit {
+    #[prost(string, tag = "1")]
+    pub container_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+}
 /// Generated client implementations.
 pub mod events_client {
     #![allow(

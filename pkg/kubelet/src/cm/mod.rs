@@ -1,0 +1,400 @@
+//! Cgroups of pods: the hierarchy by quality of service, on cgroup v1 and v2.
+//!
+//! ```text
+//! /kubepods                      what pods may use of the node
+//!   /pod<uid>                    Guaranteed
+//!   /burstable/pod<uid>
+//!   /besteffort/pod<uid>
+//! ```
+//! With the systemd driver the names are slices (`kubepods-burstable-pod<uid>.slice`), which systemd makes
+//! when the runtime starts a container in them; limits of a whole pod are not set then.
+//! Behaves as pkg/kubelet/cm/{cgroup_manager,pod_container_manager,qos_container_manager}_linux.go, v1.36.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rkube_api::k8s::core::v1::Pod;
+
+use crate::pod::{PodExt, PodUid, QosClass, all_limited, pod_limit, pod_request};
+use crate::runtime::resources::{QUOTA_PERIOD, quota, shares, weight};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CgroupVersion {
+    V1,
+    V2,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CgroupDriver {
+    Cgroupfs,
+    Systemd,
+}
+
+/// Controllers of cgroup v1 that pods are limited by. Others are the runtime's.
+const V1_CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "hugetlb"];
+/// All places a v1 cgroup may exist at, for removal.
+const V1_HIERARCHIES: [&str; 14] = [
+    "cpu",
+    "cpuacct",
+    "cpu,cpuacct",
+    "cpuset",
+    "memory",
+    "devices",
+    "freezer",
+    "blkio",
+    "pids",
+    "hugetlb",
+    "net_cls,net_prio",
+    "perf_event",
+    "systemd",
+    "unified",
+];
+const V2_CONTROLLERS: &str = "+cpu +memory +pids";
+
+/// Limits of one cgroup; `None` leaves the kernel's default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    pub cpu_shares: Option<i64>,
+    /// Thousandths of a processor.
+    pub cpu_milli: Option<i64>,
+    pub memory: Option<i64>,
+    pub pids: Option<i64>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    #[error("{operation} cgroup {path}")]
+    Io {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn at<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> CgroupError + 'a {
+    move |source| CgroupError::Io { operation, path: path.to_owned(), source }
+}
+
+/// The node's pod cgroups.
+#[derive(Clone, Debug)]
+pub struct Cgroups {
+    /// `/sys/fs/cgroup`
+    mount: PathBuf,
+    pub version: CgroupVersion,
+    pub driver: CgroupDriver,
+    /// Where `kubepods` is: `/` by default.
+    parent: String,
+    pub pids_max: Option<i64>,
+}
+
+impl Cgroups {
+    pub fn new(mount: &Path, driver: CgroupDriver, parent: &str, pids_max: Option<i64>) -> Self {
+        let version = if mount.join("cgroup.controllers").exists() { CgroupVersion::V2 } else { CgroupVersion::V1 };
+        let parent = parent.trim_end_matches('/').to_owned();
+        Self { mount: mount.to_owned(), version, driver, parent, pids_max }
+    }
+
+    /// The parent the runtime puts a pod's sandbox in.
+    pub fn parent_of(&self, pod: &Pod) -> String {
+        self.name(pod.qos(), Some(&pod.uid()))
+    }
+
+    fn name(&self, qos: QosClass, uid: Option<&PodUid>) -> String {
+        let class = match qos {
+            QosClass::Guaranteed => None,
+            QosClass::Burstable => Some("burstable"),
+            QosClass::BestEffort => Some("besteffort"),
+        };
+        let pod = uid.map(|uid| format!("pod{uid}"));
+        match self.driver {
+            CgroupDriver::Cgroupfs => {
+                let parts: Vec<&str> = ["kubepods"].into_iter().chain(class).chain(pod.as_deref()).collect();
+                format!("{}/{}", self.parent, parts.join("/"))
+            }
+            CgroupDriver::Systemd => {
+                // A dash is a level of the hierarchy in a slice's name.
+                let pod = pod.map(|pod| pod.replace('-', "_"));
+                let parts: Vec<&str> = ["kubepods"].into_iter().chain(class).chain(pod.as_deref()).collect();
+                format!("{}.slice", parts.join("-"))
+            }
+        }
+    }
+
+    /// Makes the top of the hierarchy.
+    pub fn set_up(&self, allocatable_cpu_milli: i64, allocatable_memory: Option<i64>) -> Result<(), CgroupError> {
+        if self.driver == CgroupDriver::Systemd {
+            return Ok(());
+        }
+        let top = format!("{}/kubepods", self.parent);
+        let limits =
+            Limits { cpu_shares: Some(shares(allocatable_cpu_milli)), memory: allocatable_memory, ..Limits::default() };
+        self.apply(&top, &limits)?;
+        for class in [QosClass::Burstable, QosClass::BestEffort] {
+            self.apply(&self.name(class, None), &Limits { cpu_shares: Some(shares(0)), ..Limits::default() })?;
+        }
+        Ok(())
+    }
+
+    /// Burstable pods together weigh what they ask for together.
+    pub fn set_burstable_shares<'a>(&self, pods: impl Iterator<Item = &'a Pod>) -> Result<(), CgroupError> {
+        if self.driver == CgroupDriver::Systemd {
+            return Ok(());
+        }
+        let sum: i64 = pods
+            .filter(|pod| pod.qos() == QosClass::Burstable)
+            .map(|pod| pod_request(pod.pod_spec(), "cpu").milli_value())
+            .sum();
+        let limits = Limits { cpu_shares: Some(shares(sum)), ..Limits::default() };
+        self.apply(&self.name(QosClass::Burstable, None), &limits)
+    }
+
+    /// Makes a pod's cgroup, or brings its limits up to date.
+    pub fn ensure(&self, pod: &Pod) -> Result<(), CgroupError> {
+        if self.driver == CgroupDriver::Systemd {
+            return Ok(());
+        }
+        self.apply(&self.parent_of(pod), &pod_limits(pod, self.pids_max))
+    }
+
+    fn apply(&self, name: &str, limits: &Limits) -> Result<(), CgroupError> {
+        let relative = name.trim_start_matches('/');
+        match self.version {
+            CgroupVersion::V1 => {
+                for controller in V1_CONTROLLERS {
+                    let root = self.mount.join(controller);
+                    if !root.is_dir() {
+                        continue;
+                    }
+                    let directory = root.join(relative);
+                    std::fs::create_dir_all(&directory).map_err(at("creating", &directory))?;
+                    for (file, value) in v1_files(controller, limits) {
+                        write(&directory.join(file), &value)?;
+                    }
+                }
+            }
+            CgroupVersion::V2 => {
+                // Controllers are handed down level by level.
+                let mut directory = self.mount.clone();
+                for part in Path::new(relative).components() {
+                    write(&directory.join("cgroup.subtree_control"), V2_CONTROLLERS)?;
+                    directory.push(part);
+                    match std::fs::create_dir(&directory) {
+                        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                            return Err(at("creating", &directory)(error));
+                        }
+                        _ => {}
+                    }
+                }
+                for (file, value) in v2_files(limits) {
+                    write(&directory.join(file), &value)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a pod's cgroups in every class: a restart may not know which it had.
+    pub fn remove(&self, uid: &PodUid) -> Result<(), CgroupError> {
+        if self.driver == CgroupDriver::Systemd {
+            return Ok(());
+        }
+        for qos in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
+            let name = self.name(qos, Some(uid));
+            for root in self.roots() {
+                let directory = root.join(name.trim_start_matches('/'));
+                if directory.is_dir() {
+                    kill_all(&directory);
+                    remove_tree(&directory).map_err(at("removing", &directory))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn roots(&self) -> Vec<PathBuf> {
+        match self.version {
+            CgroupVersion::V1 => V1_HIERARCHIES.iter().map(|hierarchy| self.mount.join(hierarchy)).collect(),
+            CgroupVersion::V2 => vec![self.mount.clone()],
+        }
+    }
+
+    /// UIDs of pods that have a cgroup.
+    pub fn pods(&self) -> Vec<PodUid> {
+        if self.driver == CgroupDriver::Systemd {
+            return vec![];
+        }
+        let mut pods = std::collections::BTreeSet::new();
+        let root = match self.version {
+            CgroupVersion::V1 => self.mount.join("memory"),
+            CgroupVersion::V2 => self.mount.clone(),
+        };
+        let top = root.join(self.parent.trim_start_matches('/')).join("kubepods");
+        for directory in [top.clone(), top.join("burstable"), top.join("besteffort")] {
+            for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+                let name = entry.file_name();
+                pods.extend(name.to_str().and_then(|name| name.strip_prefix("pod")).map(PodUid::from));
+            }
+        }
+        pods.into_iter().collect()
+    }
+
+    /// The directory that tells a pod's use of `controller`.
+    pub fn directory(&self, pod: &Pod, controller: &str) -> PathBuf {
+        let name = self.parent_of(pod);
+        self.directory_of(&name, controller)
+    }
+
+    pub fn directory_of(&self, name: &str, controller: &str) -> PathBuf {
+        let root = match self.version {
+            CgroupVersion::V1 => self.mount.join(controller),
+            CgroupVersion::V2 => self.mount.clone(),
+        };
+        root.join(name.trim_start_matches('/'))
+    }
+}
+
+/// A pod's own limits: bounded only where every container is.
+pub fn pod_limits(pod: &Pod, pids_max: Option<i64>) -> Limits {
+    let spec = pod.pod_spec();
+    let bounded = |name: &str| all_limited(spec, name);
+    Limits {
+        cpu_shares: Some(match pod.qos() {
+            QosClass::BestEffort => shares(0),
+            _ => shares(pod_request(spec, "cpu").milli_value()),
+        }),
+        cpu_milli: bounded("cpu").then(|| pod_limit(spec, "cpu").milli_value()),
+        memory: bounded("memory").then(|| pod_limit(spec, "memory").value()),
+        pids: pids_max,
+    }
+}
+
+fn v1_files(controller: &str, limits: &Limits) -> Vec<(&'static str, String)> {
+    match controller {
+        "cpu" => {
+            let mut files = Vec::new();
+            files.extend(limits.cpu_shares.map(|shares| ("cpu.shares", shares.to_string())));
+            files.extend(limits.cpu_milli.map(|_| ("cpu.cfs_period_us", QUOTA_PERIOD.to_string())));
+            files.extend(limits.cpu_milli.map(|milli| ("cpu.cfs_quota_us", quota(milli).to_string())));
+            files
+        }
+        "memory" => limits.memory.map(|bytes| ("memory.limit_in_bytes", bytes.to_string())).into_iter().collect(),
+        "pids" => limits.pids.map(|count| ("pids.max", count.to_string())).into_iter().collect(),
+        _ => vec![],
+    }
+}
+
+fn v2_files(limits: &Limits) -> Vec<(&'static str, String)> {
+    let mut files = Vec::new();
+    files.extend(limits.cpu_shares.map(|shares| ("cpu.weight", weight(shares).to_string())));
+    files.extend(limits.cpu_milli.map(|milli| ("cpu.max", format!("{} {QUOTA_PERIOD}", quota(milli)))));
+    files.extend(limits.memory.map(|bytes| ("memory.max", bytes.to_string())));
+    files.extend(limits.pids.map(|count| ("pids.max", count.to_string())));
+    files
+}
+
+fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
+    match std::fs::write(path, value) {
+        Ok(()) => Ok(()),
+        // A kernel without this control cannot be made to have it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // A limit below what is in use is refused while it is in use; the next sync tries again.
+        Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => Ok(()),
+        Err(error) => Err(at("writing", path)(error)),
+    }
+}
+
+/// Ends what is left in a cgroup of a pod whose containers are gone.
+fn kill_all(directory: &Path) {
+    for process in processes(directory) {
+        let pid = nix::unistd::Pid::from_raw(process);
+        // It may be gone already.
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
+fn processes(directory: &Path) -> Vec<i32> {
+    let mut pids: Vec<i32> = std::fs::read_to_string(directory.join("cgroup.procs"))
+        .unwrap_or_default()
+        .lines()
+        .filter_map(|line| line.parse().ok())
+        .collect();
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            pids.extend(processes(&entry.path()));
+        }
+    }
+    pids
+}
+
+/// Children first; a cgroup is removed by removing its directory, never its files.
+fn remove_tree(directory: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    match std::fs::remove_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rkube_api::k8s::core::v1::{Container, PodSpec, ResourceRequirements};
+    use rkube_api::meta::pkg::api::resource::Quantity;
+
+    use super::*;
+
+    fn pod(limits: &[(&str, &str)]) -> Pod {
+        let map = limits.iter().map(|(name, value)| ((*name).to_owned(), Quantity((*value).to_owned()))).collect();
+        let resources = Some(ResourceRequirements { limits: Some(map), ..Default::default() });
+        let mut pod = Pod::default();
+        pod.metadata.uid = Some("a-b".into());
+        pod.spec =
+            Some(PodSpec { containers: vec![Container { resources, ..Default::default() }], ..Default::default() });
+        pod
+    }
+
+    #[test]
+    fn names_follow_driver_and_class() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = |driver, pod: &Pod| Cgroups::new(folder.path(), driver, "/", None).parent_of(pod);
+        let (guaranteed, best_effort) = (pod(&[("cpu", "1"), ("memory", "1Gi")]), pod(&[]));
+        assert_eq!(name(CgroupDriver::Cgroupfs, &guaranteed), "/kubepods/poda-b");
+        assert_eq!(name(CgroupDriver::Cgroupfs, &best_effort), "/kubepods/besteffort/poda-b");
+        assert_eq!(name(CgroupDriver::Systemd, &pod(&[("cpu", "1")])), "kubepods-burstable-poda_b.slice");
+    }
+
+    #[test]
+    fn limits_become_files_of_both_versions() {
+        let limits = pod_limits(&pod(&[("cpu", "500m"), ("memory", "1Mi")]), Some(100));
+        let text = |files: Vec<(&str, String)>| -> Vec<String> {
+            files.into_iter().map(|(f, v)| format!("{f}={v}")).collect()
+        };
+        assert_eq!(
+            text(v2_files(&limits)),
+            ["cpu.weight=59", "cpu.max=50000 100000", "memory.max=1048576", "pids.max=100"]
+        );
+        assert_eq!(
+            text(v1_files("cpu", &limits)),
+            ["cpu.shares=512", "cpu.cfs_period_us=100000", "cpu.cfs_quota_us=50000"]
+        );
+    }
+
+    #[test]
+    fn directories_are_made_and_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        for controller in ["cpu", "memory", "pids"] {
+            std::fs::create_dir(folder.path().join(controller)).unwrap();
+        }
+        let cgroups = Cgroups::new(folder.path(), CgroupDriver::Cgroupfs, "/top", None);
+        let subject = pod(&[]);
+        std::fs::create_dir_all(cgroups.directory(&subject, "memory")).unwrap();
+        assert_eq!(cgroups.pods(), [subject.uid()]);
+        cgroups.remove(&subject.uid()).unwrap();
+        assert_eq!(cgroups.pods(), []);
+    }
+}

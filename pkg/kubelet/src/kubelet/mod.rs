@@ -1,0 +1,317 @@
+//! Composes the kubelet and runs its loop.
+//!
+//! One loop takes events: pods that came, changed or went, containers that changed, probes that decided,
+//! and a tick for what is due. It only hands on; each pod has a worker task that does what takes time.
+//! Behaves as pkg/kubelet/{kubelet,pod_workers}.go, v1.36.
+
+mod housekeeping;
+mod pod_sync;
+mod sources;
+mod workers;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use parking_lot::RwLock;
+use rkube_api::k8s::core::v1::{Node, Service};
+use rkube_apimachinery::clock::SharedClock;
+use rkube_apimachinery::task;
+use rkube_client::Client;
+use rkube_client::events::EventRecorder;
+use rkube_client::factory::InformerFactory;
+use rkube_client::informer::{Informer, Lister};
+use rkube_cri::{ImageService, RuntimeService, containerd};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::info_span;
+
+use crate::cm::{CgroupVersion, Cgroups};
+use crate::config::KubeletConfig;
+use crate::downward::NodeFacts;
+use crate::events::Events;
+use crate::node::{NodeManager, capacity};
+use crate::objects::Objects;
+use crate::pleg::{Pleg, PodCache};
+use crate::pod::PodUid;
+use crate::pods::PodManager;
+use crate::prober::ProbeManager;
+use crate::runtime::dns::{self, DnsSettings};
+use crate::runtime::{Runtime, RuntimeSettings};
+use crate::status::manager::StatusManager;
+use crate::volumes::VolumeManager;
+use crate::volumes::mounter::Mounter;
+
+pub use workers::Workers;
+
+/// What can wake the loop. Each is a hint to look at something, so a lost one costs time, not truth.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The set of pods that should be here may have changed.
+    Desired,
+    /// The containers of a pod changed.
+    Runtime(PodUid),
+    /// A probe of a pod decided.
+    Probe(PodUid),
+    /// A worker finished its pod.
+    Finished(PodUid),
+}
+
+/// What the kubelet works with.
+pub struct Dependencies {
+    pub client: Client,
+    pub clock: SharedClock,
+    pub runtime: Arc<dyn RuntimeService>,
+    pub images: Arc<dyn ImageService>,
+    pub mounter: Arc<dyn Mounter>,
+    /// For importing archives, where the runtime is containerd.
+    pub importer: Option<containerd::Client>,
+}
+
+/// Why a kubelet could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum KubeletError {
+    #[error("making directory {path}")]
+    Directory {
+        path: std::path::PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("setting up cgroups of pods")]
+    Cgroups(#[from] crate::cm::CgroupError),
+    #[error("making the pause image")]
+    Pause(#[source] std::io::Error),
+}
+
+/// The parts, shared by all tasks.
+pub struct Inner {
+    pub config: KubeletConfig,
+    pub client: Client,
+    pub clock: SharedClock,
+    pub events: Events,
+    pub runtime: Arc<Runtime>,
+    pub importer: Option<containerd::Client>,
+    pub pleg: Arc<Pleg>,
+    pub cache: Arc<PodCache>,
+    pub pods: Arc<PodManager>,
+    pub statuses: Arc<StatusManager>,
+    pub probes: Arc<ProbeManager>,
+    pub volumes: Arc<VolumeManager>,
+    pub objects: Arc<Objects>,
+    pub cgroups: Cgroups,
+    pub node: Arc<NodeManager>,
+    pub workers: Workers,
+    pub services: Lister<Service>,
+    pub(crate) sources: sources::Sources,
+    facts: RwLock<Arc<NodeFacts>>,
+    dns: RwLock<Arc<DnsSettings>>,
+    pub(crate) wake: mpsc::Sender<Event>,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) shutdown: CancellationToken,
+}
+
+impl Inner {
+    pub fn facts(&self) -> Arc<NodeFacts> {
+        self.facts.read().clone()
+    }
+
+    pub fn dns(&self) -> Arc<DnsSettings> {
+        self.dns.read().clone()
+    }
+
+    /// The queue is bounded; when it is full the tick finds what a dropped hint was about.
+    pub(crate) fn notify(&self, event: Event) {
+        let _ = self.wake.try_send(event);
+    }
+}
+
+pub struct Kubelet {
+    inner: Arc<Inner>,
+    events: mpsc::Receiver<Event>,
+    informers: InformerFactory,
+}
+
+const EVENTS_MAX: usize = 4096;
+/// What is due is looked for so often. Work that has a time of its own has a timer of its own.
+const TICK: Duration = Duration::from_secs(10);
+
+impl Kubelet {
+    pub fn new(config: KubeletConfig, dependencies: Dependencies, shutdown: CancellationToken) -> Self {
+        let Dependencies { client, clock, runtime, images, mounter, importer } = dependencies;
+        let client = client.with_user_agent("kubelet");
+        let recorder = EventRecorder::start(client.clone(), "kubelet", shutdown.clone());
+        let events = Events::new(&recorder, &config.node_name);
+        let (wake, receiver) = mpsc::channel(EVENTS_MAX);
+
+        let capacity = capacity::read(&config.root_dir);
+        let driver = crate::cm::CgroupDriver::Cgroupfs;
+        let mount = std::path::Path::new("/sys/fs/cgroup");
+        let cgroups = Cgroups::new(mount, driver, &config.cgroup_root, config.pod_pids_max);
+        let objects = Arc::new(Objects::new(client.clone(), clock.clone()));
+        let settings = RuntimeSettings {
+            root_dir: config.root_dir.clone(),
+            logs_root: config.logs_root.clone(),
+            container_logs_root: config.container_logs_root.clone(),
+            memory_capacity: capacity.memory,
+            cgroup_v2: cgroups.version == CgroupVersion::V2,
+            hugepage_sizes: capacity.hugepages.keys().copied().collect(),
+            apparmor_enabled: std::path::Path::new("/sys/kernel/security/apparmor/profiles").exists(),
+            runtime_name: "containerd".to_owned(),
+        };
+        let runtime_manager = Arc::new(Runtime::new(
+            runtime.clone(),
+            images.clone(),
+            clock.clone(),
+            events.clone(),
+            objects.clone(),
+            mounter.clone(),
+            settings,
+        ));
+        let cache = Arc::<PodCache>::default();
+        let notify = {
+            let wake = wake.clone();
+            // A full queue is drained by the tick.
+            Arc::new(move |uid: &PodUid| drop(wake.try_send(Event::Runtime(uid.clone()))))
+        };
+        let pleg = Arc::new(Pleg::new(runtime_manager.clone(), cache.clone(), notify));
+        let statuses = Arc::new(StatusManager::new(client.clone(), clock.clone()));
+        let changed = {
+            let wake = wake.clone();
+            Arc::new(move |uid: &PodUid| drop(wake.try_send(Event::Probe(uid.clone()))))
+        };
+        let probes =
+            Arc::new(ProbeManager::new(runtime.clone(), clock.clone(), events.clone(), statuses.clone(), changed));
+        let volumes = Arc::new(VolumeManager::new(
+            config.root_dir.clone(),
+            mounter,
+            clock.clone(),
+            client.clone(),
+            objects.clone(),
+        ));
+        let informers = InformerFactory::new(client.clone(), shutdown.clone());
+        let services = informers.informer::<Service>().lister();
+        let field = |name: &str| format!("{name}={}", config.node_name);
+        let assigned = informers.scoped("", "", &field("spec.nodeName"));
+        let own_node: Informer<Node> = informers.scoped("", "", &field("metadata.name"));
+        let node =
+            Arc::new(NodeManager::new(&config, client.clone(), clock.clone(), events.clone(), capacity, own_node));
+        let facts = RwLock::new(Arc::new(node.facts()));
+        let host = std::fs::read_to_string(&config.resolv_conf).unwrap_or_default();
+        let dns = RwLock::new(Arc::new(DnsSettings {
+            cluster_dns: config.cluster_dns.clone(),
+            cluster_domain: config.cluster_domain.clone(),
+            host: dns::parse(&host),
+        }));
+        let sources = sources::Sources::new(assigned, &wake);
+        let inner = Inner {
+            client,
+            clock,
+            events,
+            runtime: runtime_manager,
+            importer,
+            pleg,
+            cache,
+            pods: Arc::default(),
+            statuses,
+            probes,
+            volumes,
+            objects,
+            cgroups,
+            node,
+            workers: Workers::default(),
+            services,
+            sources,
+            facts,
+            dns,
+            wake,
+            tasks: TaskTracker::new(),
+            shutdown,
+            config,
+        };
+        Self { inner: Arc::new(inner), events: receiver, informers }
+    }
+
+    /// The shared parts, for the kubelet's server.
+    pub fn inner(&self) -> Arc<Inner> {
+        self.inner.clone()
+    }
+
+    /// Runs until shutdown. `ready` is called when the runtime answered and pods can be started.
+    ///
+    /// # Guarantees
+    /// Containers keep running when this returns, and when it is killed.
+    pub async fn run(self, ready: impl FnOnce() + Send) -> Result<(), KubeletError> {
+        let Self { inner, events, informers } = self;
+        inner.make_directories()?;
+        informers.start();
+        let shutdown = inner.shutdown.clone();
+        let parts: [(&'static str, BoxFuture<'static, ()>); 6] = [
+            ("pleg", Box::pin(inner.pleg.clone().run(shutdown.clone()))),
+            ("status", Box::pin(inner.statuses.clone().run(inner.clone(), shutdown.clone()))),
+            ("node", Box::pin(inner.node.clone().run(inner.clone(), shutdown.clone()))),
+            ("images", Box::pin(inner.clone().import_images())),
+            ("static-pods", Box::pin(inner.clone().watch_manifests())),
+            ("eviction", Box::pin(crate::eviction::manager::run(inner.clone(), shutdown.clone()))),
+        ];
+        for (name, part) in parts {
+            let stop = shutdown.clone();
+            let until_shutdown = async move {
+                tokio::select! {
+                    () = part => {}
+                    () = stop.cancelled() => {}
+                }
+            };
+            task::spawn(info_span!("kubelet", part = name), inner.tasks.track_future(until_shutdown));
+        }
+        tokio::select! {
+            () = inner.pleg.synced() => {}
+            () = shutdown.cancelled() => return Ok(()),
+        }
+        inner.set_up_cgroups()?;
+        ready();
+        inner.clone().run_loop(events).await;
+        inner.workers.stop_all();
+        inner.tasks.close();
+        inner.tasks.wait().await;
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn make_directories(&self) -> Result<(), KubeletError> {
+        let pods = self.config.root_dir.join("pods");
+        for path in [&self.config.root_dir, &pods, &self.config.logs_root, &self.config.container_logs_root] {
+            std::fs::create_dir_all(path).map_err(|source| KubeletError::Directory { path: path.clone(), source })?;
+        }
+        Ok(())
+    }
+
+    fn set_up_cgroups(&self) -> Result<(), KubeletError> {
+        let allocatable = self.node.allocatable();
+        self.cgroups.set_up(allocatable.cpu_milli, Some(allocatable.memory))?;
+        Ok(())
+    }
+
+    async fn run_loop(self: Arc<Self>, mut events: mpsc::Receiver<Event>) {
+        self.clone().reconcile_desired();
+        let mut tick = self.clock.sleep(TICK);
+        loop {
+            tokio::select! {
+                () = self.shutdown.cancelled() => return,
+                () = &mut tick => {
+                    self.clone().reconcile_desired();
+                    self.clone().housekeep();
+                    tick = self.clock.sleep(TICK);
+                }
+                event = events.recv() => match event {
+                    None => return,
+                    Some(Event::Desired) => self.clone().reconcile_desired(),
+                    Some(Event::Runtime(uid)) => self.clone().runtime_changed(&uid),
+                    Some(Event::Probe(uid)) => self.workers.wake(&uid),
+                    Some(Event::Finished(uid)) => self.clone().worker_finished(&uid),
+                },
+            }
+        }
+    }
+}

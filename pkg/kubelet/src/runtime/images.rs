@@ -1,0 +1,350 @@
+//! Gets images onto the node: pull policies, credentials, back-off, and pulls in parallel.
+//!
+//! Behaves as pkg/kubelet/images/image_manager.go, v1.36.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use base64::Engine as _;
+use parking_lot::Mutex;
+use rkube_api::k8s::core::v1::{Container, Pod, Secret};
+use rkube_apimachinery::clock::SharedClock;
+use rkube_cri::v1::{AuthConfig, Image, ImageSpec, ImageStatusRequest, PodSandboxConfig, PullImageRequest};
+use rkube_cri::{ImageService, RuntimeError};
+use serde_json::Value;
+use tokio::sync::Semaphore;
+
+use crate::backoff::Backoff;
+use crate::events::{Events, Type};
+use crate::pod::PodExt;
+
+/// Pulls at a time, so that a node that starts does not starve its first pods of bandwidth.
+const PARALLEL_PULLS_MAX: usize = 8;
+
+/// Why an image is not there. The reason is what the container's waiting state shows.
+#[derive(Debug)]
+pub struct ImageFailure {
+    pub reason: &'static str,
+    pub message: String,
+}
+
+pub struct ImageManager {
+    service: Arc<dyn ImageService>,
+    clock: SharedClock,
+    events: Events,
+    backoff: Mutex<Backoff>,
+    previous: Mutex<HashMap<String, String>>,
+    pulls: Semaphore,
+}
+
+impl ImageManager {
+    pub fn new(service: Arc<dyn ImageService>, clock: SharedClock, events: Events) -> Self {
+        Self {
+            service,
+            clock,
+            events,
+            backoff: Mutex::new(Backoff::crash_loop()),
+            previous: Mutex::default(),
+            pulls: Semaphore::new(PARALLEL_PULLS_MAX),
+        }
+    }
+
+    pub fn service(&self) -> &Arc<dyn ImageService> {
+        &self.service
+    }
+
+    /// The image of a container, pulled if its policy says so.
+    pub async fn ensure(
+        &self,
+        pod: &Pod,
+        container: &Container,
+        secrets: &[Arc<Secret>],
+        sandbox: &PodSandboxConfig,
+        runtime_handler: &str,
+    ) -> Result<Image, ImageFailure> {
+        let requested = container.image.as_deref().unwrap_or_default();
+        let Some(name) = with_default_tag(requested) else {
+            let message = format!(
+                "Failed to apply default image tag {requested:?}: couldn't parse image name {requested:?}: invalid reference format"
+            );
+            self.events.container(pod, container, Type::Warning, "InspectFailed", &message);
+            return Err(ImageFailure { reason: "InvalidImageName", message });
+        };
+        let spec = ImageSpec {
+            image: name.clone(),
+            runtime_handler: runtime_handler.to_owned(),
+            annotations: sandbox.annotations.clone(),
+            ..ImageSpec::default()
+        };
+        let policy = container.image_pull_policy.as_deref().unwrap_or_else(|| default_policy(requested));
+        let present = self.inspect(&spec).await.map_err(|error| {
+            let message = format!("Failed to inspect image {name:?}: {error}");
+            self.events.container(pod, container, Type::Warning, "InspectFailed", &message);
+            ImageFailure { reason: "ImageInspectError", message }
+        })?;
+        match (policy, present) {
+            ("Never", None) => {
+                let message = format!("Container image {requested:?} is not present with pull policy of Never");
+                self.events.container(pod, container, Type::Warning, "ErrImageNeverPull", &message);
+                Err(ImageFailure { reason: "ErrImageNeverPull", message })
+            }
+            ("IfNotPresent" | "Never", Some(image)) => {
+                let message =
+                    format!("Container image {requested:?} already present on machine and can be accessed by the pod");
+                self.events.container(pod, container, Type::Normal, "Pulled", message);
+                Ok(image)
+            }
+            _ => self.pull(pod, container, spec, secrets, sandbox).await,
+        }
+    }
+
+    async fn inspect(&self, spec: &ImageSpec) -> Result<Option<Image>, RuntimeError> {
+        let request = ImageStatusRequest { image: Some(spec.clone()), verbose: false };
+        Ok(self.service.image_status(request).await?.image)
+    }
+
+    async fn pull(
+        &self,
+        pod: &Pod,
+        container: &Container,
+        spec: ImageSpec,
+        secrets: &[Arc<Secret>],
+        sandbox: &PodSandboxConfig,
+    ) -> Result<Image, ImageFailure> {
+        let name = spec.image.clone();
+        let key = format!("{}_{name}", pod.uid());
+        if self.backoff.lock().remaining_since_update(&key, self.clock.now()).is_some() {
+            let mut message = format!("Back-off pulling image {name:?}");
+            self.events.container(pod, container, Type::Normal, "BackOff", &message);
+            if let Some(previous) = self.previous.lock().get(&key) {
+                message = format!("{message}: {previous}");
+            }
+            return Err(ImageFailure { reason: "ImagePullBackOff", message });
+        }
+        self.previous.lock().remove(&key);
+        self.events.container(pod, container, Type::Normal, "Pulling", format!("Pulling image {name:?}"));
+
+        let begin = self.clock.monotonic();
+        let permit = self.pulls.acquire().await;
+        let pulling = self.clock.monotonic();
+        let pulled = self.pull_with_credentials(&spec, &credentials(secrets, &name), sandbox).await;
+        drop(permit);
+        let end = self.clock.monotonic();
+        match pulled {
+            Ok(image) => {
+                let message = format!(
+                    "Successfully pulled image {name:?} in {} ({} including waiting). Image size: {} bytes.",
+                    go_duration(end.saturating_sub(pulling)),
+                    go_duration(end.saturating_sub(begin)),
+                    image.size
+                );
+                self.events.container(pod, container, Type::Normal, "Pulled", message);
+                self.backoff.lock().collect(self.clock.now());
+                Ok(image)
+            }
+            Err(error) => {
+                let text = format!("Failed to pull image {name:?}: {error}");
+                self.events.container(pod, container, Type::Warning, "Failed", text);
+                let now = self.clock.now();
+                self.backoff.lock().next(&key, now, now);
+                let failure = failure_of(&name, &error);
+                self.previous.lock().insert(key, format!("{}: {}", failure.reason, failure.message));
+                Err(failure)
+            }
+        }
+    }
+
+    async fn pull_with_credentials(
+        &self,
+        spec: &ImageSpec,
+        credentials: &[AuthConfig],
+        sandbox: &PodSandboxConfig,
+    ) -> Result<Image, RuntimeError> {
+        let anonymous = [None];
+        let attempts: Vec<Option<AuthConfig>> =
+            if credentials.is_empty() { anonymous.into() } else { credentials.iter().cloned().map(Some).collect() };
+        let mut failed = None;
+        for auth in attempts {
+            let request = PullImageRequest { image: Some(spec.clone()), auth, sandbox_config: Some(sandbox.clone()) };
+            match self.service.pull_image(request).await {
+                Ok(answer) => {
+                    let reference = ImageSpec { image: answer.image_ref, ..spec.clone() };
+                    return match self.inspect(&reference).await? {
+                        Some(image) => Ok(image),
+                        None => Err(RuntimeError::Incomplete { call: "pull_image", missing: "the image it pulled" }),
+                    };
+                }
+                Err(error) => failed = Some(error),
+            }
+        }
+        Err(failed.unwrap_or(RuntimeError::Incomplete { call: "pull_image", missing: "an attempt" }))
+    }
+
+    /// Forgets what is known of a pod that is gone.
+    pub fn forget(&self, uid: &crate::pod::PodUid) {
+        let prefix = format!("{uid}_");
+        self.previous.lock().retain(|key, _| !key.starts_with(&prefix));
+        self.backoff.lock().collect(self.clock.now());
+    }
+}
+
+fn failure_of(image: &str, error: &RuntimeError) -> ImageFailure {
+    let text = error.message();
+    for (prefix, reason, what) in [
+        ("RegistryUnavailable", "RegistryUnavailable", "the registry is unavailable"),
+        ("SignatureValidationFailed", "SignatureValidationFailed", "the signature validation failed"),
+    ] {
+        if let Some(rest) = text.strip_prefix(prefix) {
+            let detail = if rest.trim_start_matches(": ").is_empty() { String::new() } else { rest.to_owned() };
+            return ImageFailure { reason, message: format!("image pull failed for {image} because {what}{detail}") };
+        }
+    }
+    ImageFailure { reason: "ErrImagePull", message: error.to_string() }
+}
+
+/// `Always` for `latest` and what has no tag.
+fn default_policy(image: &str) -> &'static str {
+    match with_default_tag(image) {
+        Some(name) if name.ends_with(":latest") => "Always",
+        _ => "IfNotPresent",
+    }
+}
+
+/// Adds `:latest` to a name without tag and digest. `None` for what is no image name.
+pub fn with_default_tag(image: &str) -> Option<String> {
+    let (name, digest) = match image.split_once('@') {
+        Some((name, digest)) => (name, Some(digest)),
+        None => (image, None),
+    };
+    let last = name.rsplit('/').next().unwrap_or_default();
+    let (path, tag) = match last.split_once(':') {
+        Some((base, tag)) => (&name[..name.len() - last.len() + base.len()], Some(tag)),
+        None => (name, None),
+    };
+    let is_part = |part: &str| {
+        !part.is_empty()
+            && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-'))
+            && part.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && part.ends_with(|c: char| c.is_ascii_alphanumeric())
+    };
+    let mut parts = path.split('/').peekable();
+    let first = parts.next()?;
+    let is_domain = parts.peek().is_some()
+        && (first.contains(['.', ':']) || first == "localhost" || first.bytes().any(|b| b.is_ascii_uppercase()));
+    let domain_ok = first.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':' | b'[' | b']'));
+    let first_ok = if is_domain { !first.is_empty() && domain_ok } else { is_part(first) };
+    let tag_ok = tag.is_none_or(|tag| {
+        !tag.is_empty()
+            && tag.len() <= 128
+            && tag.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+            && !tag.starts_with(['.', '-'])
+    });
+    let digest_ok = digest.is_none_or(|digest| {
+        digest.split_once(':').is_some_and(|(algorithm, hex)| {
+            !algorithm.is_empty() && hex.len() >= 32 && hex.bytes().all(|b| b.is_ascii_hexdigit())
+        })
+    });
+    if !first_ok || !parts.all(is_part) || !tag_ok || !digest_ok {
+        return None;
+    }
+    Some(if tag.is_none() && digest.is_none() { format!("{image}:latest") } else { image.to_owned() })
+}
+
+/// The credentials in pull secrets that fit an image, most specific first.
+fn credentials(secrets: &[Arc<Secret>], image: &str) -> Vec<AuthConfig> {
+    let mut found: BTreeMap<std::cmp::Reverse<usize>, Vec<AuthConfig>> = BTreeMap::new();
+    for secret in secrets {
+        let data = secret.data.as_ref();
+        let documents = [".dockerconfigjson", ".dockercfg"].map(|key| {
+            let value: Value = serde_json::from_slice(&data?.get(key)?.0).ok()?;
+            Some(if key == ".dockerconfigjson" { value.get("auths")?.clone() } else { value })
+        });
+        for (registry, entry) in documents.iter().flatten().filter_map(Value::as_object).flatten() {
+            let pattern = registry.trim_start_matches("https://").trim_start_matches("http://");
+            let pattern = pattern.trim_end_matches('/').trim_end_matches("/v1").trim_end_matches("/v2");
+            let pattern = if pattern == "index.docker.io" { "docker.io" } else { pattern };
+            if registry_matches(pattern, image)
+                && let Some(auth) = auth_config(entry)
+            {
+                found.entry(std::cmp::Reverse(pattern.len())).or_default().push(auth);
+            }
+        }
+    }
+    found.into_values().flatten().collect()
+}
+
+fn registry_matches(pattern: &str, image: &str) -> bool {
+    let (first, _) = image.split_once('/').unwrap_or(("", image));
+    let full = if first.contains(['.', ':']) || first == "localhost" {
+        image.to_owned()
+    } else {
+        format!("docker.io/{image}")
+    };
+    let (pattern_host, pattern_path) = pattern.split_once('/').unwrap_or((pattern, ""));
+    let (host, path) = full.split_once('/').unwrap_or((&full, ""));
+    let host_matches = match pattern_host.strip_prefix("*.") {
+        Some(suffix) => host.split_once('.').is_some_and(|(_, rest)| rest == suffix),
+        None => host == pattern_host,
+    };
+    host_matches && path.starts_with(pattern_path)
+}
+
+fn auth_config(entry: &Value) -> Option<AuthConfig> {
+    let text = |key: &str| entry.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let (mut username, mut password) = (text("username"), text("password"));
+    if username.is_empty() {
+        let decoded = base64::engine::general_purpose::STANDARD.decode(text("auth").trim()).ok()?;
+        let decoded = String::from_utf8(decoded).ok()?;
+        let (user, secret) = decoded.split_once(':')?;
+        (username, password) = (user.to_owned(), secret.trim_end_matches('\0').to_owned());
+    }
+    Some(AuthConfig { username, password, ..AuthConfig::default() })
+}
+
+/// A duration as Go prints it, to milliseconds: `1.25s`, `340ms`, `2m3.5s`.
+pub fn go_duration(duration: std::time::Duration) -> String {
+    let millis = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+    rkube_apimachinery::time::format_duration(jiff::SignedDuration::from_millis(millis))
+}
+
+#[cfg(test)]
+mod tests {
+    use rkube_api::k8s::core::v1::Secret;
+
+    use super::*;
+
+    #[test]
+    fn names_get_a_tag_or_are_refused() {
+        for (given, full) in [
+            ("busybox", Some("busybox:latest")),
+            ("reg:5000/a/b", Some("reg:5000/a/b:latest")),
+            ("a/b:1.0", Some("a/b:1.0")),
+            ("UPPER", None),
+            ("a//b", None),
+            ("", None),
+            ("a:", None),
+            ("a b", None),
+            ("-a", None),
+        ] {
+            assert_eq!(with_default_tag(given).as_deref(), full, "{given}");
+        }
+        let digest = format!("a@sha256:{}", "0".repeat(64));
+        assert_eq!(with_default_tag(&digest), Some(digest));
+        assert_eq!(with_default_tag("a@sha256:xyz"), None);
+    }
+
+    #[test]
+    fn the_most_specific_credentials_come_first() {
+        let json = r#"{"auths":{"reg.io":{"auth":"YTpi"},"reg.io/team":{"username":"t","password":"p"},"*.example.com":{"auth":"dzp4"}}}"#;
+        let mut secret = Secret::default();
+        secret.data = Some([(".dockerconfigjson".to_owned(), rkube_api::ByteString(json.into()))].into());
+        let secrets = [Arc::new(secret)];
+        let users = |image: &str| -> Vec<String> {
+            credentials(&secrets, image).into_iter().map(|auth| auth.username).collect()
+        };
+        assert_eq!(users("reg.io/team/app:1"), ["t", "a"]);
+        assert_eq!(users("reg.io/other"), ["a"]);
+        assert_eq!(users("x.example.com/app"), ["w"]);
+        assert!(users("busybox").is_empty());
+    }
+}
