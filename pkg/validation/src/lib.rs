@@ -11,6 +11,7 @@
 
 pub mod admission_registration;
 pub mod api_registration;
+pub mod apiextensions;
 pub mod apps;
 pub mod autoscaling;
 pub mod batch;

@@ -1,10 +1,11 @@
 //! Strategies of the groups that extend and guard the server: certificates, admissionregistration,
-//! apiregistration, flowcontrol.
+//! apiregistration, apiextensions, flowcontrol.
 //!
 //! Behaves as pkg/registry/{certificates,admissionregistration,flowcontrol}/*/strategy.go and
 //! kube-aggregator/pkg/registry/apiservice/strategy.go, v1.36.
 
 use jiff::Timestamp;
+use rkube_api::apiextensions::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use rkube_api::apiregistration::pkg::apis::apiregistration::v1::{APIService, APIServiceCondition, APIServiceStatus};
 use rkube_api::k8s::admissionregistration::v1::{
     MutatingAdmissionPolicy, MutatingAdmissionPolicyBinding, MutatingWebhookConfiguration, ValidatingAdmissionPolicy,
@@ -29,7 +30,7 @@ const ADMISSION: &str = "admissionregistration.k8s.io";
 const FLOW_CONTROL: &str = "flowcontrol.apiserver.k8s.io";
 
 pub(super) fn strategies() -> Vec<Registration> {
-    let mut all = vec![signing_requests(), api_services()];
+    let mut all = vec![signing_requests(), api_services(), custom_resource_definitions()];
     all.extend(flow_schemas());
     all.extend(webhook_configurations());
     all.extend(admission_policies());
@@ -290,4 +291,33 @@ fn admission_policies() -> Vec<Registration> {
             .no_unconditional_update(),
         ),
     ]
+}
+
+fn custom_resource_definitions() -> Registration {
+    use rkube_validation::apiextensions::definition;
+    Registration::new(
+        "apiextensions.k8s.io",
+        "customresourcedefinitions",
+        Rules::<CustomResourceDefinition>::new(definition::validate, definition::validate_update)
+            .defaults(definition::set_defaults)
+            .on_create(|_, new| {
+                new.status = None;
+                first_generation(&mut new.metadata);
+                definition::remember_storage_version(new);
+            })
+            .on_update(|_, new, old| {
+                new.status.clone_from(&old.status);
+                if new.spec != old.spec {
+                    next_generation(&mut new.metadata, &old.metadata);
+                }
+                definition::remember_storage_version(new);
+            })
+            .warnings(definition::warnings)
+            .no_unconditional_update()
+            .reset(RESET_STATUS),
+    )
+    .status(
+        status_only!(CustomResourceDefinition, definition::set_defaults, definition::validate_status_update)
+            .no_unconditional_update(),
+    )
 }

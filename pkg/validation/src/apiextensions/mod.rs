@@ -1,0 +1,6 @@
+//! CustomResourceDefinitions and the schemas in them.
+
+pub mod definition;
+mod field_path;
+mod schema;
+mod structural;
