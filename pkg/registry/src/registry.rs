@@ -7,6 +7,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use rkube_api::resource::{SelectableField, SharedResource};
+use rkube_apimachinery::chain::chain;
 use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::gvk::{GroupVersionKind, GroupVersionResource};
 use rkube_apimachinery::random::SharedRandom;
@@ -220,8 +221,12 @@ impl Registry {
         self.shared.metrics.register(metrics);
     }
 
-    /// Brings gauges up to date. Call before metrics are encoded.
-    pub fn update_metrics(&self) {
+    /// Brings values up to date. Call before metrics are encoded.
+    pub async fn update_metrics(&self) {
+        match self.shared.storage.size().await {
+            Ok(size) => self.shared.metrics.set_storage_size(size.on_disk),
+            Err(error) => tracing::warn!(error = %chain(&error), "Could not read the size of the datastore"),
+        }
         self.shared.metrics.update(self.shared.stores.load().values());
     }
 

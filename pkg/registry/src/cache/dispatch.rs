@@ -108,21 +108,23 @@ impl Subscription {
         self.after.load(Ordering::Relaxed)
     }
 
-    fn offer(&self, event: &Event) {
+    fn offer(&self, event: &Event) -> Offered {
         if event.revision <= self.after() {
-            return;
+            return Offered::Unwanted;
         }
         let Some(seen) = event.seen_through(&self.filter) else {
-            return;
+            return Offered::Unwanted;
         };
+        let mut offered = Offered::Queued;
         let waker = {
             let mut queue = self.queue.lock();
             if queue.closed {
-                return;
+                return Offered::Unwanted;
             }
             if queue.events.len() == QUEUE_EVENTS_MAX {
                 tracing::debug!(revision = event.revision, "Closed a watch that was too slow");
                 queue.closed = true;
+                offered = Offered::Closed;
             } else {
                 queue.events.push_back(seen);
             }
@@ -131,6 +133,7 @@ impl Subscription {
         if let Some(waker) = waker {
             waker.wake();
         }
+        offered
     }
 
     fn close(&self) {
@@ -172,6 +175,20 @@ impl Subscription {
 
 type Group = Vec<Arc<Subscription>>;
 
+enum Offered {
+    Unwanted,
+    Queued,
+    /// The queue was full.
+    Closed,
+}
+
+/// What became of events, over all watchers.
+#[derive(Clone, Copy, Default)]
+struct Tally {
+    queued: u64,
+    closed: u64,
+}
+
 /// See the module.
 #[derive(Default)]
 pub(crate) struct Dispatch {
@@ -179,6 +196,7 @@ pub(crate) struct Dispatch {
     history_bytes: usize,
     /// The newest revision of which history is not complete.
     floor: u64,
+    tally: Tally,
     all: Group,
     by_namespace: HashMap<Arc<str>, Group>,
     by_key: HashMap<ObjectKey, Group>,
@@ -189,17 +207,18 @@ pub(crate) struct Dispatch {
 impl Dispatch {
     pub(crate) fn publish(&mut self, event: Arc<Event>) {
         let key = &event.object.key;
-        offer(Some(&self.all), &event);
-        offer(self.by_namespace.get(&key.namespace), &event);
+        let tally = &mut self.tally;
+        tally.offer(Some(&self.all), &event);
+        tally.offer(self.by_namespace.get(&key.namespace), &event);
         if !self.by_key.is_empty() {
-            offer(self.by_key.get(key), &event);
+            tally.offer(self.by_key.get(key), &event);
         }
         for (index, groups) in &self.by_field {
             let now = event.object.selection.fields.get(*index);
             let before = event.previous.as_ref().and_then(|previous| previous.selection.fields.get(*index));
-            offer(now.and_then(|value| groups.get(value)), &event);
+            tally.offer(now.and_then(|value| groups.get(value)), &event);
             if before != now {
-                offer(before.and_then(|value| groups.get(value)), &event);
+                tally.offer(before.and_then(|value| groups.get(value)), &event);
             }
         }
         self.history_bytes += event.bytes();
@@ -298,10 +317,30 @@ impl Dispatch {
     pub(crate) fn len(&self) -> usize {
         self.groups().map(Vec::len).sum()
     }
+
+    pub(crate) fn history_len(&self) -> usize {
+        self.history.len()
+    }
+
+    /// Events put into queues.
+    pub(crate) fn dispatched(&self) -> u64 {
+        self.tally.queued
+    }
+
+    /// Watchers closed because they were too slow.
+    pub(crate) fn terminated(&self) -> u64 {
+        self.tally.closed
+    }
 }
 
-fn offer(group: Option<&Group>, event: &Event) {
-    for subscription in group.into_iter().flatten() {
-        subscription.offer(event);
+impl Tally {
+    fn offer(&mut self, group: Option<&Group>, event: &Event) {
+        for subscription in group.into_iter().flatten() {
+            match subscription.offer(event) {
+                Offered::Unwanted => {}
+                Offered::Queued => self.queued += 1,
+                Offered::Closed => self.closed += 1,
+            }
+        }
     }
 }

@@ -18,7 +18,7 @@ pub(crate) mod tree;
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -58,6 +58,8 @@ pub(crate) struct Cache {
     snapshots: Mutex<VecDeque<Kept>>,
     /// Bytes of the objects' JSON.
     bytes: AtomicUsize,
+    /// Changes that came from storage.
+    received: AtomicU64,
 }
 
 #[derive(Default)]
@@ -92,6 +94,7 @@ impl Cache {
             dispatch: Mutex::default(),
             snapshots: Mutex::default(),
             bytes: AtomicUsize::new(0),
+            received: AtomicU64::new(0),
         }
     }
 
@@ -156,10 +159,6 @@ impl Cache {
         self.objects.read().tree.len()
     }
 
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
     /// The state now. `progress` is the feed's, read before this call.
     pub(crate) fn snapshot(&self, progress: u64) -> Snapshot {
         let objects = self.objects.read();
@@ -220,6 +219,7 @@ impl Cache {
         let Some(last) = prepared.last().map(|change| change.revision) else {
             return;
         };
+        self.received.fetch_add(prepared.len() as u64, Ordering::Relaxed);
         let mut applied = Vec::with_capacity(prepared.len());
         {
             let mut objects = self.objects.write();
@@ -320,9 +320,31 @@ impl Cache {
         self.dispatch.lock().close_all();
     }
 
-    pub(crate) fn watchers(&self) -> usize {
-        self.dispatch.lock().len()
+    pub(crate) fn counts(&self) -> Counts {
+        let dispatch = self.dispatch.lock();
+        Counts {
+            objects: self.len(),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            watchers: dispatch.len(),
+            received: self.received.load(Ordering::Relaxed),
+            dispatched: dispatch.dispatched(),
+            terminated: dispatch.terminated(),
+            history: dispatch.history_len(),
+            revision: self.objects.read().revision,
+        }
     }
+}
+
+/// What is counted of a cache.
+pub(crate) struct Counts {
+    pub(crate) objects: usize,
+    pub(crate) bytes: usize,
+    pub(crate) watchers: usize,
+    pub(crate) received: u64,
+    pub(crate) dispatched: u64,
+    pub(crate) terminated: u64,
+    pub(crate) history: usize,
+    pub(crate) revision: u64,
 }
 
 struct Prepared {

@@ -92,6 +92,7 @@ impl Store {
         options.validate()?;
         let filter = self.filter(namespace, options)?;
         let mut page = self.list_stored(context, &filter, options).await?;
+        self.core.shared.metrics.listed(&self.row, page.items.len());
         if !self.version.is_stored() {
             for item in &mut page.items {
                 *item = self.version.convert_stored(item)?;
@@ -294,7 +295,6 @@ impl Store {
                 Err(status) => Start::Failed(status),
             },
         };
-        shared.metrics.watch_started(&self.row);
         let parts = WatchParts {
             subscription,
             cache: core.cache.clone(),
