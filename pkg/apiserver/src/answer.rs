@@ -65,7 +65,10 @@ impl Inner {
         match path {
             "" => return Some(self.paths()),
             "/version" => return Some(respond::bytes(StatusCode::OK, "application/json", version())),
-            "/metrics" => return Some(exposition(metrics::encode(&self.metrics_registry))),
+            "/metrics" => {
+                self.registry.update_metrics().await;
+                return Some(exposition(metrics::encode(&self.metrics_registry)));
+            }
             "/openid/v1/jwks" => {
                 let keys = self.extensions.openid.as_ref()?.keys.clone();
                 return Some(public(respond::bytes(StatusCode::OK, "application/jwk-set+json", keys)));
