@@ -38,6 +38,9 @@ const PATCH_TYPES: [&str; 4] = [
 ];
 const MEDIA_TYPES: [&str; 3] = ["application/json", "application/vnd.kubernetes.protobuf", "application/yaml"];
 
+/// Streams and proxies: no objects.
+const CONNECTED: [&str; 4] = ["attach", "exec", "portforward", "proxy"];
+
 /// Writes the operations of resources.
 pub(super) struct Paths<'a> {
     pub(super) dialect: Dialect,
@@ -98,21 +101,23 @@ impl Paths<'_> {
     ) {
         let gvk = GroupVersionKind::new(sub.group.as_ref(), sub.version.as_ref(), sub.kind.as_ref());
         let mut item = Map::new();
-        if rkube_api::type_of(&gvk).is_some() {
+        if CONNECTED.contains(&sub.name.as_ref()) {
+            for (verb, method) in
+                [("get", "get"), ("create", "post"), ("update", "put"), ("patch", "patch"), ("delete", "delete")]
+            {
+                if sub.verbs.iter().any(|known| known == verb) {
+                    // The operation's name has the method in it, before the scope.
+                    let (prefix, rest) = id.split_at(id_prefix(row).len());
+                    let id = format!("connect{prefix}{}{rest}", title(method));
+                    let text = json!({"type": "string"});
+                    item.insert(method.to_owned(), self.operation(row, &gvk, &id, "connect", text, "200"));
+                }
+            }
+        } else {
             self.object_operations(row, &gvk, &sub.verbs, id, &mut item);
             if sub.verbs.iter().any(|verb| verb == "create") {
                 let id = format!("create{id}");
                 item.insert("post".to_owned(), self.write(row, &gvk, &id, "post", &WRITE_PARAMETERS));
-            }
-        } else {
-            // Streams and proxies: no objects.
-            for (verb, method) in [("get", "get"), ("create", "post")] {
-                if sub.verbs.iter().any(|known| known == verb) {
-                    let text = json!({"type": "string"});
-                    let operation =
-                        self.operation(row, &gvk, &format!("connect{}{id}", title(method)), "connect", text, "200");
-                    item.insert(method.to_owned(), operation);
-                }
             }
         }
         self.put(into, format!("{collection}/{{name}}/{}", sub.name), item, row.namespaced, true);

@@ -166,7 +166,10 @@ impl Store {
         if spec.get("audiences").and_then(Value::as_array).is_none_or(Vec::is_empty) {
             spec.insert("audiences".to_owned(), json!(policy.audiences));
         }
-        spec.entry("expirationSeconds").or_insert(json!(EXPIRATION_SECONDS_DEFAULT));
+        let seconds = spec.entry("expirationSeconds").or_insert(Value::Null);
+        if seconds.is_null() {
+            *seconds = json!(EXPIRATION_SECONDS_DEFAULT);
+        }
         Ok(request)
     }
 
