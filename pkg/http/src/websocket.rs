@@ -19,7 +19,8 @@ use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 pub use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, debug_span};
 
@@ -132,6 +133,11 @@ pub fn accept<B>(request: &mut Request<B>, supported: &[&str]) -> Result<Accepte
     Ok(Accepted { response, protocol, upgrade })
 }
 
+/// How a connection ends that did what it was for. Clients take an end without a code for a failure.
+pub fn normal_closure() -> Message {
+    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() }))
+}
+
 /// The headers of a client's handshake, with a random `nonce`.
 pub fn client_headers(protocols: &[&str], nonce: [u8; 16]) -> HeaderMap {
     let mut headers = HeaderMap::new();
@@ -235,7 +241,7 @@ impl Writer {
         }
         self.closed.cancel();
         // The peer may be gone already.
-        let _ = sink.close().await;
+        let _ = sink.send(normal_closure()).await;
     }
 
     fn encode(&self, command: Outbound) -> Option<Message> {
@@ -362,7 +368,7 @@ where
                 }
             }
             // The peer may be gone already.
-            let _ = sink.close().await;
+            let _ = sink.send(normal_closure()).await;
         };
         let inward = async {
             while let Some(Ok(message)) = source.next().await {

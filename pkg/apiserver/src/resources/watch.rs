@@ -247,7 +247,7 @@ fn over_websocket(
             }
         }
         // The client may be gone already.
-        let _ = sink.close().await;
+        let _ = sink.send(websocket::normal_closure()).await;
     });
     Ok(response)
 }

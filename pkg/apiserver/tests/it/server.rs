@@ -7,7 +7,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::Uri;
 use parking_lot::Mutex;
-use rkube_apimachinery::clock::{SharedClock, SystemClock};
+use rkube_apimachinery::clock::{Clock, SystemClock};
 use rkube_apimachinery::random::SystemRandom;
 use rkube_apiserver::auth::basic::{
     BasicAuthenticator, CertificateAuthenticator, MASTERS, MastersOnly, NoAudit, NoImpersonation, StaticTokens,
@@ -35,7 +35,7 @@ pub(crate) const TOKEN: &str = "an-administrators-token";
 pub(crate) struct Server {
     pub(crate) api: ApiServer,
     pub(crate) address: SocketAddr,
-    pub(crate) clock: SharedClock,
+    authority: CertificateAuthority,
     authority_pem: String,
     admin: CertifiedKey,
     shutdown: CancellationToken,
@@ -104,12 +104,22 @@ impl Server {
             Duration::from_secs(5),
         );
         let authority_pem = authority.certificate_pem().to_owned();
-        Self { api, address, clock, authority_pem, admin, shutdown, listener }
+        Self { api, address, authority, authority_pem, admin, shutdown, listener }
     }
 
     pub(crate) fn kubeconfig(&self) -> String {
         let server = format!("https://{}", self.address);
         render("default", &server, &self.authority_pem, "admin", &User::Certificate(self.admin.clone()))
+    }
+
+    /// A serving configuration for a kubelet on the loopback address.
+    pub(crate) fn kubelet_tls(&self) -> tls::SharedServerConfig {
+        let leaf = Leaf::server("system:node:n1", Vec::new(), vec![IpAddr::V4(Ipv4Addr::LOCALHOST)]);
+        let pair = self.authority.issue(&leaf, SystemClock::new().now()).expect("a certificate");
+        let authorities = rkube_pki::authority::certificates(&self.authority_pem, "the CA").expect("the authority");
+        let roots = tls::roots(&authorities).expect("roots");
+        let config = tls::server_config(pair.chain().expect("chain"), pair.key().expect("key"), &roots);
+        Arc::new(ArcSwap::from_pointee(config.expect("a TLS configuration")))
     }
 
     /// A client with the administrator's certificate.
