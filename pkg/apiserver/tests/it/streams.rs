@@ -48,6 +48,13 @@ async fn cluster() -> (Server, Kubelet, HttpClient) {
     };
     post(&client, "/api/v1/namespaces/default/pods", pod("p", "n1")).await;
     post(&client, "/api/v1/namespaces/default/pods", pod("nowhere", "")).await;
+    let mut running = Request::builder()
+        .method(Method::PATCH)
+        .uri(format!("{POD}/status"))
+        .body(Body::from(json!({"status": {"phase": "Running"}}).to_string()))
+        .unwrap();
+    running.headers_mut().insert("content-type", "application/merge-patch+json".parse().unwrap());
+    assert_eq!(client.request(running).await.expect("an answer").status().as_u16(), 200);
     (server, kubelet, client)
 }
 
