@@ -2,6 +2,7 @@
 
 mod apply;
 mod background;
+mod builtin;
 mod cluster;
 mod deletion;
 mod lists;
