@@ -109,6 +109,8 @@ fn node(values: &Values) -> Result<NodeConfig, SettingsError> {
         cni_conf_dir: path(values, "cni-conf-dir"),
         resolv_conf: path(values, "resolv-conf"),
         lb_server_port: port(values, "lb-server-port"),
+        pod_logs_dir: path(values, "pod-logs-dir"),
+        cgroup_root: text(values, "cgroup-root"),
     })
 }
 

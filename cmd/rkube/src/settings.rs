@@ -176,6 +176,8 @@ pub(crate) static SETTINGS: &[Setting] = &[
     )
     .default("vxlan"),
     setting("kubelet-root-dir", Both, Path, NODE, "Folder for pods and their volumes").default("/var/lib/kubelet"),
+    setting("pod-logs-dir", Both, Path, NODE, "Folder for the logs of pods").default("/var/log/pods"),
+    setting("cgroup-root", Both, Path, NODE, "Cgroup that pods are made under").default("/"),
     setting("cni-bin-dir", Both, Path, NODE, "Folder the container runtime finds CNI plugins in")
         .default("/opt/cni/bin"),
     setting("cni-conf-dir", Both, Path, NODE, "Folder the container runtime finds the CNI configuration in")

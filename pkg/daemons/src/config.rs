@@ -67,6 +67,9 @@ pub struct NodeConfig {
     pub cni_conf_dir: PathBuf,
     pub resolv_conf: PathBuf,
     pub lb_server_port: u16,
+    pub pod_logs_dir: PathBuf,
+    /// The cgroup pods are made under.
+    pub cgroup_root: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,10 @@
 //! Composes the roles of the rkube process out of components, in dependency order.
 
+mod address;
 pub mod agent;
 pub mod component;
 pub mod config;
+mod node;
 pub mod notify;
 pub mod server;
 pub mod version;

@@ -19,7 +19,7 @@ pub async fn run(
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), ComponentError> {
     let server = control_plane::ControlPlane::open(config, clock.clone()).await?;
-    supervise(server.components(), clock, stop, || {
+    supervise(server.components()?, clock, stop, || {
         tracing::info!("Ready");
         notify::notify(notify::READY);
     })

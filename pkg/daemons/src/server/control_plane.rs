@@ -35,8 +35,10 @@ use tracing::info;
 
 use super::datastore::{self, DatastoreError};
 use super::seed;
+use crate::address;
 use crate::component::{Component, component};
 use crate::config::{Paths, ServerConfig};
+use crate::node::{self, ClusterFacts, NodeError};
 
 /// How long requests under way may take when the server stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -66,6 +68,8 @@ pub(crate) enum OpenError {
     Address(#[source] std::io::Error),
     #[error("service-cidr: {0}")]
     Network(String),
+    #[error(transparent)]
+    Node(#[from] NodeError),
     #[error("creating {path}")]
     Folder {
         path: PathBuf,
@@ -100,10 +104,10 @@ impl ControlPlane {
             config.service_cidr.nth(1).ok_or_else(|| OpenError::ServiceCidr(config.service_cidr.to_string()))?;
         let advertise = match config.advertise_address {
             Some(address) => address,
-            None => default_route_address().map_err(OpenError::Address)?,
+            None => address::of_default_route().map_err(OpenError::Address)?,
         };
         let tree = Tree::open(&paths.tls(), now)?;
-        let mut names = Names::api_server(&config.cluster_domain, &host_name(), service_ip);
+        let mut names = Names::api_server(&config.cluster_domain, &address::host_name(), service_ip);
         names.add(&advertise.to_string());
         config.tls_sans.iter().for_each(|name| names.add(name));
         let serving = tree.serving(&names, now)?;
@@ -174,9 +178,19 @@ impl ControlPlane {
     }
 
     /// Everything that runs, in the order it starts.
-    pub(crate) fn components(self) -> Vec<Box<dyn Component>> {
+    pub(crate) fn components(self) -> Result<Vec<Box<dyn Component>>, OpenError> {
         let Self { config, clock, random, storage, registry, api, listener, service_ip, root_ca, stop } = self;
         let controllers = controllers(&config, client(&api, "kube-controller-manager", &clock, &random), root_ca);
+        let node = match &config.agent {
+            Some(agent) => {
+                let name = format!("system:node:{}", agent.node_name);
+                let cluster = ClusterFacts { dns: config.cluster_dns, domain: config.cluster_domain.clone() };
+                let folder = Paths::new(&config.data_dir).agent();
+                let client = client(&api, &name, &clock, &random);
+                node::components(agent, folder, &cluster, &client, &clock, &["kube-apiserver"])?
+            }
+            None => Vec::new(),
+        };
         let seeder = self::client(&api, "system:apiserver", &clock, &random);
         let https_port = config.https_listen_port;
         let api_server = component("kube-apiserver", &[], move |ready, shutdown| async move {
@@ -199,7 +213,9 @@ impl ControlPlane {
             drop(storage);
             Ok(())
         });
-        vec![api_server, controllers]
+        let mut all = vec![api_server, controllers];
+        all.extend(node);
+        Ok(all)
     }
 }
 
@@ -296,18 +312,4 @@ fn write_kubeconfigs(
         write(&paths.credentials().join(file), files::PRIVATE, short, user, &[])?;
     }
     Ok(())
-}
-
-/// The address packets to elsewhere leave from. Nothing is sent.
-fn default_route_address() -> std::io::Result<IpAddr> {
-    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
-    match socket.connect("192.0.2.1:9") {
-        Ok(()) => Ok(socket.local_addr()?.ip()),
-        // A machine without a route is its own world.
-        Err(_) => Ok(IpAddr::from([127, 0, 0, 1])),
-    }
-}
-
-fn host_name() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_ascii_lowercase()
 }
