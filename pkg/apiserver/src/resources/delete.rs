@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::list::respond_list;
 use super::write::respond_answer;
 use super::{namespace, output, store_target, table_options};
-use crate::negotiation::{Output, body_encoding};
+use crate::negotiation::body_encoding;
 use crate::scope::Target;
 use crate::server::Inner;
 use crate::wire::{codec, read_body};

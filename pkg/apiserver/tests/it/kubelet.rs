@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use http::{Request, Response, StatusCode, header};
+use rkube_apimachinery::task;
 use rkube_apiserver::query::Query;
 use rkube_http::body::Body;
 use rkube_http::listener::{ConnectionInfo, Handler, Listener};
@@ -14,6 +15,7 @@ use rkube_http::{port_forward, tls};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tracing::info_span;
 
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -71,7 +73,7 @@ async fn answer(mut request: Request<Body>) -> Response<Body> {
         let options = Options::from_query(uri.query().unwrap_or_default()).expect("streams");
         return match remote_command::accept(&mut request, options, IDLE) {
             Ok((response, streams)) => {
-                tokio::task::spawn(async move { run(command, streams.await.expect("streams")).await });
+                task::spawn(info_span!("command"), async move { run(command, streams.await.expect("streams")).await });
                 response
             }
             Err(response) => response,
@@ -80,10 +82,10 @@ async fn answer(mut request: Request<Body>) -> Response<Body> {
     if path.starts_with("/portForward/") {
         return match port_forward::accept(&mut request, Vec::new(), IDLE) {
             Ok((response, session)) => {
-                tokio::task::spawn(async move {
+                task::spawn(info_span!("forwards"), async move {
                     let mut session = session.await.expect("a session");
                     while let Some(forward) = session.next().await {
-                        tokio::task::spawn(echo(forward));
+                        task::spawn(info_span!("forward"), echo(forward));
                     }
                 });
                 response

@@ -1,3 +1,5 @@
+//! Two ends of a connection in memory.
+
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
