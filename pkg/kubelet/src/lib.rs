@@ -25,6 +25,7 @@ pub mod pod;
 pub mod pods;
 pub mod prober;
 pub mod runtime;
+pub mod server;
 pub mod static_pods;
 pub mod status;
 pub mod volumes;

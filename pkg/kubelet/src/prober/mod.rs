@@ -73,6 +73,18 @@ impl ProbeState for Results {
     }
 }
 
+/// What a count of probes is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Counted {
+    pub namespace: String,
+    pub pod: String,
+    pub uid: PodUid,
+    pub container: String,
+    pub kind: ProbeKind,
+    /// `successful`, `failed`, `unknown`
+    pub result: &'static str,
+}
+
 struct Handle {
     stop: CancellationToken,
     poke: Arc<Notify>,
@@ -89,6 +101,7 @@ pub struct ProbeManager {
     pub results: Arc<Results>,
     changed: Changed,
     workers: Mutex<HashMap<Key, Handle>>,
+    counts: Mutex<std::collections::BTreeMap<Counted, u64>>,
 }
 
 impl ProbeManager {
@@ -100,7 +113,7 @@ impl ProbeManager {
         changed: Changed,
     ) -> Self {
         let results = Arc::default();
-        Self { runtime, clock, events, statuses, results, changed, workers: Mutex::default() }
+        Self { runtime, clock, events, statuses, results, changed, workers: Mutex::default(), counts: Mutex::default() }
     }
 
     /// Starts the probes of a pod that do not run yet.
@@ -157,6 +170,12 @@ impl ProbeManager {
 
     pub fn remove_pod(&self, uid: &PodUid) {
         self.stop_where(|key| key.0 == *uid);
+        self.counts.lock().retain(|counted, _| counted.uid != *uid);
+    }
+
+    /// Probes run so far, by container, kind and result.
+    pub fn counts(&self) -> Vec<(Counted, u64)> {
+        self.counts.lock().iter().map(|(counted, count)| (counted.clone(), *count)).collect()
     }
 
     fn stop_where(&self, matches: impl Fn(&Key) -> bool) {
@@ -260,6 +279,20 @@ impl Driver {
                 break;
             }
         }
+        let result = match outcome {
+            Outcome::Success | Outcome::Warning(_) => "successful",
+            Outcome::Failure(_) => "failed",
+            Outcome::Error(_) => "unknown",
+        };
+        let counted = Counted {
+            namespace: self.pod.namespace().to_owned(),
+            pod: self.pod.name().to_owned(),
+            uid: self.pod.uid(),
+            container: self.container.name.clone(),
+            kind: self.kind,
+            result,
+        };
+        *manager.counts.lock().entry(counted).or_default() += 1;
         let kind = self.kind.as_str();
         let event = |reason: &str, text: String| {
             manager.events.container(&self.pod, &self.container, Type::Warning, reason, text);

@@ -1,0 +1,178 @@
+//! Prometheus text of the kubelet's four metrics endpoints. Names and labels are upstream's.
+//!
+//! Behaves as pkg/kubelet/metrics, pkg/kubelet/server/metrics/resource_metrics.go and cadvisor's
+//! prometheus collector, v1.36, for the figures that cgroups give.
+
+use std::fmt::Write as _;
+
+use http::{HeaderValue, Response, header};
+use rkube_http::body::Body;
+
+use crate::kubelet::Inner;
+use crate::pod::PodExt;
+use crate::runtime::state::State;
+use crate::server::Answer;
+use crate::server::stats::{Usage, container_cgroup, node_usage, running, usage};
+use crate::worker::Phase;
+
+/// Text under construction.
+#[derive(Default)]
+struct Text(String);
+
+impl Text {
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
+        self.0.push_str(name);
+        if !labels.is_empty() {
+            let pairs: Vec<String> = labels.iter().map(|(key, value)| format!("{key}=\"{}\"", escape(value))).collect();
+            let _ = write!(self.0, "{{{}}}", pairs.join(","));
+        }
+        let _ = writeln!(self.0, " {value}");
+    }
+
+    fn answer(self) -> Answer {
+        let mut answer = Response::new(Body::from(self.0));
+        let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        answer.headers_mut().insert(header::CONTENT_TYPE, kind);
+        answer
+    }
+}
+
+fn escape(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+pub(super) fn kubelet(inner: &Inner) -> Answer {
+    let mut text = Text::default();
+    let pods = inner.cache.all();
+    text.head("kubelet_running_pods", "gauge", "[ALPHA] Number of pods that have a running pod sandbox");
+    let running = pods.iter().filter(|pod| pod.sandboxes.iter().any(|sandbox| sandbox.ready)).count();
+    text.sample("kubelet_running_pods", &[], running as f64);
+    text.head("kubelet_running_containers", "gauge", "[ALPHA] Number of containers currently running");
+    for (state, name) in [(State::Created, "created"), (State::Running, "running"), (State::Exited, "exited"), (State::Unknown, "unknown")] {
+        let count = pods.iter().flat_map(|pod| &pod.containers).filter(|container| container.state == state).count();
+        text.sample("kubelet_running_containers", &[("container_state", name)], count as f64);
+    }
+    text.head("kubelet_desired_pods", "gauge", "[ALPHA] The number of pods the kubelet is being instructed to run. static is true if the pod is not from the apiserver.");
+    for (is_static, label) in [(false, ""), (true, "true")] {
+        let count = inner.pods.all().iter().filter(|pod| pod.is_static() == is_static).count();
+        text.sample("kubelet_desired_pods", &[("static", label)], count as f64);
+    }
+    text.head("kubelet_active_pods", "gauge", "[ALPHA] The number of pods the kubelet considers active and which are being considered when admitting new pods. static is true if the pod is not from the apiserver.");
+    for (is_static, label) in [(false, ""), (true, "true")] {
+        let active = inner.workers.all().into_iter().filter(|worker| worker.is_static == is_static && worker.phase() != Phase::Finished);
+        text.sample("kubelet_active_pods", &[("static", label)], active.count() as f64);
+    }
+    text.head("kubelet_node_name", "gauge", "[ALPHA] The node's name. The count is always 1.");
+    text.sample("kubelet_node_name", &[("node", &inner.config.node_name)], 1.0);
+    text.answer()
+}
+
+fn cores(usage: &Usage) -> f64 {
+    usage.cpu_nanos as f64 / 1e9
+}
+
+pub(super) fn resource(inner: &Inner) -> Answer {
+    let mut text = Text::default();
+    let node = node_usage();
+    text.head("node_cpu_usage_seconds_total", "counter", "[STABLE] Cumulative cpu time consumed by the node in core-seconds");
+    text.sample("node_cpu_usage_seconds_total", &[], cores(&node));
+    text.head("node_memory_working_set_bytes", "gauge", "[STABLE] Current working set of the node in bytes");
+    text.sample("node_memory_working_set_bytes", &[], node.memory_working_set as f64);
+    let pods = running(inner);
+    type Row = (String, String, String, Usage, f64);
+    let mut containers: Vec<Row> = Vec::new();
+    for (pod, held) in &pods {
+        for container in held {
+            let started = container.started_at.unwrap_or(container.created_at).as_millisecond() as f64 / 1e3;
+            let measured = usage(inner, &container_cgroup(inner, pod, container));
+            containers.push((container.name.clone(), pod.namespace().to_owned(), pod.name().to_owned(), measured, started));
+        }
+    }
+    type Figure = fn(&Row) -> f64;
+    let of_containers: [(&str, &str, &str, Figure); 3] = [
+        ("container_cpu_usage_seconds_total", "counter", "[STABLE] Cumulative cpu time consumed by the container in core-seconds", |row| cores(&row.3)),
+        ("container_memory_working_set_bytes", "gauge", "[STABLE] Current working set of the container in bytes", |row| row.3.memory_working_set as f64),
+        ("container_start_time_seconds", "gauge", "[STABLE] Start time of the container since unix epoch in seconds", |row| row.4),
+    ];
+    for (name, kind, help, figure) in of_containers {
+        text.head(name, kind, help);
+        for row in &containers {
+            text.sample(name, &[("container", &row.0), ("namespace", &row.1), ("pod", &row.2)], figure(row));
+        }
+    }
+    let measured: Vec<Usage> = pods.iter().map(|(pod, _)| usage(inner, &inner.cgroups.parent_of(pod))).collect();
+    let of_pods: [(&str, &str, &str, fn(&Usage) -> f64); 2] = [
+        ("pod_cpu_usage_seconds_total", "counter", "[STABLE] Cumulative cpu time consumed by the pod in core-seconds", cores),
+        ("pod_memory_working_set_bytes", "gauge", "[STABLE] Current working set of the pod in bytes", |usage| usage.memory_working_set as f64),
+    ];
+    for (name, kind, help, figure) in of_pods {
+        text.head(name, kind, help);
+        for ((pod, _), usage) in pods.iter().zip(&measured) {
+            text.sample(name, &[("namespace", pod.namespace()), ("pod", pod.name())], figure(usage));
+        }
+    }
+    text.head("resource_scrape_error", "gauge", "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise");
+    text.sample("resource_scrape_error", &[], 0.0);
+    text.answer()
+}
+
+pub(super) fn cadvisor(inner: &Inner) -> Answer {
+    let mut text = Text::default();
+    let mut rows = Vec::new();
+    for (pod, containers) in running(inner) {
+        for container in containers {
+            let cgroup = container_cgroup(inner, &pod, &container);
+            let measured = usage(inner, &cgroup);
+            rows.push((pod.clone(), container, cgroup, measured));
+        }
+    }
+    let figures: [(&str, &str, &str, fn(&Usage) -> f64); 5] = [
+        ("container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed in seconds.", cores),
+        ("container_memory_usage_bytes", "gauge", "Current memory usage in bytes, including all memory regardless of when it was accessed", |usage| usage.memory_usage as f64),
+        ("container_memory_working_set_bytes", "gauge", "Current working set in bytes.", |usage| usage.memory_working_set as f64),
+        ("container_memory_rss", "gauge", "Size of RSS in bytes.", |usage| usage.memory_rss as f64),
+        ("container_processes", "gauge", "Number of processes running inside the container.", |usage| usage.processes as f64),
+    ];
+    for (name, kind, help, figure) in figures {
+        text.head(name, kind, help);
+        for (pod, container, cgroup, usage) in &rows {
+            let labels = [
+                ("container", container.name.as_str()),
+                ("id", cgroup),
+                ("image", &container.image),
+                ("name", &container.id),
+                ("namespace", pod.namespace()),
+                ("pod", pod.name()),
+            ];
+            text.sample(name, &labels, figure(usage));
+        }
+    }
+    let capacity = inner.node.capacity();
+    text.head("machine_cpu_cores", "gauge", "Number of logical CPU cores.");
+    text.sample("machine_cpu_cores", &[], capacity.cpu_milli as f64 / 1e3);
+    text.head("machine_memory_bytes", "gauge", "Amount of memory installed on the machine.");
+    text.sample("machine_memory_bytes", &[], capacity.memory as f64);
+    text.answer()
+}
+
+pub(super) fn probes(inner: &Inner) -> Answer {
+    let mut text = Text::default();
+    text.head("prober_probe_total", "counter", "[BETA] Cumulative number of a liveness, readiness or startup probe for a container by result.");
+    for (key, count) in inner.probes.counts() {
+        let labels = [
+            ("container", key.container.as_str()),
+            ("namespace", &key.namespace),
+            ("pod", &key.pod),
+            ("pod_uid", key.uid.as_str()),
+            ("probe_type", key.kind.as_str()),
+            ("result", key.result),
+        ];
+        text.sample("prober_probe_total", &labels, count as f64);
+    }
+    text.answer()
+}
