@@ -196,7 +196,11 @@ impl Webhook {
         let failed = |error: String| Refusal::Unavailable(format!("asking the API server: {error}"));
         let request = Request::post(path).header(header::CONTENT_TYPE, "application/json");
         let request = request.body(body.to_string().into()).map_err(|error| failed(error.to_string()))?;
-        let answer = self.client.raw(request).await.map_err(|error| failed(rkube_apimachinery::chain::chain(&error).to_string()))?;
+        let answer = self
+            .client
+            .raw(request)
+            .await
+            .map_err(|error| failed(rkube_apimachinery::chain::chain(&error).to_string()))?;
         serde_json::from_slice(answer.body()).map_err(|error| failed(error.to_string()))
     }
 }

@@ -53,7 +53,12 @@ pub(super) fn kubelet(inner: &Inner) -> Answer {
     let running = pods.iter().filter(|pod| pod.sandboxes.iter().any(|sandbox| sandbox.ready)).count();
     text.sample("kubelet_running_pods", &[], running as f64);
     text.head("kubelet_running_containers", "gauge", "[ALPHA] Number of containers currently running");
-    for (state, name) in [(State::Created, "created"), (State::Running, "running"), (State::Exited, "exited"), (State::Unknown, "unknown")] {
+    for (state, name) in [
+        (State::Created, "created"),
+        (State::Running, "running"),
+        (State::Exited, "exited"),
+        (State::Unknown, "unknown"),
+    ] {
         let count = pods.iter().flat_map(|pod| &pod.containers).filter(|container| container.state == state).count();
         text.sample("kubelet_running_containers", &[("container_state", name)], count as f64);
     }
@@ -64,7 +69,11 @@ pub(super) fn kubelet(inner: &Inner) -> Answer {
     }
     text.head("kubelet_active_pods", "gauge", "[ALPHA] The number of pods the kubelet considers active and which are being considered when admitting new pods. static is true if the pod is not from the apiserver.");
     for (is_static, label) in [(false, ""), (true, "true")] {
-        let active = inner.workers.all().into_iter().filter(|worker| worker.is_static == is_static && worker.phase() != Phase::Finished);
+        let active = inner
+            .workers
+            .all()
+            .into_iter()
+            .filter(|worker| worker.is_static == is_static && worker.phase() != Phase::Finished);
         text.sample("kubelet_active_pods", &[("static", label)], active.count() as f64);
     }
     text.head("kubelet_node_name", "gauge", "[ALPHA] The node's name. The count is always 1.");
@@ -79,7 +88,11 @@ fn cores(usage: &Usage) -> f64 {
 pub(super) fn resource(inner: &Inner) -> Answer {
     let mut text = Text::default();
     let node = node_usage();
-    text.head("node_cpu_usage_seconds_total", "counter", "[STABLE] Cumulative cpu time consumed by the node in core-seconds");
+    text.head(
+        "node_cpu_usage_seconds_total",
+        "counter",
+        "[STABLE] Cumulative cpu time consumed by the node in core-seconds",
+    );
     text.sample("node_cpu_usage_seconds_total", &[], cores(&node));
     text.head("node_memory_working_set_bytes", "gauge", "[STABLE] Current working set of the node in bytes");
     text.sample("node_memory_working_set_bytes", &[], node.memory_working_set as f64);
@@ -90,14 +103,35 @@ pub(super) fn resource(inner: &Inner) -> Answer {
         for container in held {
             let started = container.started_at.unwrap_or(container.created_at).as_millisecond() as f64 / 1e3;
             let measured = usage(inner, &container_cgroup(inner, pod, container));
-            containers.push((container.name.clone(), pod.namespace().to_owned(), pod.name().to_owned(), measured, started));
+            containers.push((
+                container.name.clone(),
+                pod.namespace().to_owned(),
+                pod.name().to_owned(),
+                measured,
+                started,
+            ));
         }
     }
     type Figure = fn(&Row) -> f64;
     let of_containers: [(&str, &str, &str, Figure); 3] = [
-        ("container_cpu_usage_seconds_total", "counter", "[STABLE] Cumulative cpu time consumed by the container in core-seconds", |row| cores(&row.3)),
-        ("container_memory_working_set_bytes", "gauge", "[STABLE] Current working set of the container in bytes", |row| row.3.memory_working_set as f64),
-        ("container_start_time_seconds", "gauge", "[STABLE] Start time of the container since unix epoch in seconds", |row| row.4),
+        (
+            "container_cpu_usage_seconds_total",
+            "counter",
+            "[STABLE] Cumulative cpu time consumed by the container in core-seconds",
+            |row| cores(&row.3),
+        ),
+        (
+            "container_memory_working_set_bytes",
+            "gauge",
+            "[STABLE] Current working set of the container in bytes",
+            |row| row.3.memory_working_set as f64,
+        ),
+        (
+            "container_start_time_seconds",
+            "gauge",
+            "[STABLE] Start time of the container since unix epoch in seconds",
+            |row| row.4,
+        ),
     ];
     for (name, kind, help, figure) in of_containers {
         text.head(name, kind, help);
@@ -107,8 +141,15 @@ pub(super) fn resource(inner: &Inner) -> Answer {
     }
     let measured: Vec<Usage> = pods.iter().map(|(pod, _)| usage(inner, &inner.cgroups.parent_of(pod))).collect();
     let of_pods: [(&str, &str, &str, fn(&Usage) -> f64); 2] = [
-        ("pod_cpu_usage_seconds_total", "counter", "[STABLE] Cumulative cpu time consumed by the pod in core-seconds", cores),
-        ("pod_memory_working_set_bytes", "gauge", "[STABLE] Current working set of the pod in bytes", |usage| usage.memory_working_set as f64),
+        (
+            "pod_cpu_usage_seconds_total",
+            "counter",
+            "[STABLE] Cumulative cpu time consumed by the pod in core-seconds",
+            cores,
+        ),
+        ("pod_memory_working_set_bytes", "gauge", "[STABLE] Current working set of the pod in bytes", |usage| {
+            usage.memory_working_set as f64
+        }),
     ];
     for (name, kind, help, figure) in of_pods {
         text.head(name, kind, help);
@@ -116,7 +157,11 @@ pub(super) fn resource(inner: &Inner) -> Answer {
             text.sample(name, &[("namespace", pod.namespace()), ("pod", pod.name())], figure(usage));
         }
     }
-    text.head("resource_scrape_error", "gauge", "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise");
+    text.head(
+        "resource_scrape_error",
+        "gauge",
+        "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise",
+    );
     text.sample("resource_scrape_error", &[], 0.0);
     text.answer()
 }
@@ -133,10 +178,19 @@ pub(super) fn cadvisor(inner: &Inner) -> Answer {
     }
     let figures: [(&str, &str, &str, fn(&Usage) -> f64); 5] = [
         ("container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed in seconds.", cores),
-        ("container_memory_usage_bytes", "gauge", "Current memory usage in bytes, including all memory regardless of when it was accessed", |usage| usage.memory_usage as f64),
-        ("container_memory_working_set_bytes", "gauge", "Current working set in bytes.", |usage| usage.memory_working_set as f64),
+        (
+            "container_memory_usage_bytes",
+            "gauge",
+            "Current memory usage in bytes, including all memory regardless of when it was accessed",
+            |usage| usage.memory_usage as f64,
+        ),
+        ("container_memory_working_set_bytes", "gauge", "Current working set in bytes.", |usage| {
+            usage.memory_working_set as f64
+        }),
         ("container_memory_rss", "gauge", "Size of RSS in bytes.", |usage| usage.memory_rss as f64),
-        ("container_processes", "gauge", "Number of processes running inside the container.", |usage| usage.processes as f64),
+        ("container_processes", "gauge", "Number of processes running inside the container.", |usage| {
+            usage.processes as f64
+        }),
     ];
     for (name, kind, help, figure) in figures {
         text.head(name, kind, help);
@@ -162,7 +216,11 @@ pub(super) fn cadvisor(inner: &Inner) -> Answer {
 
 pub(super) fn probes(inner: &Inner) -> Answer {
     let mut text = Text::default();
-    text.head("prober_probe_total", "counter", "[BETA] Cumulative number of a liveness, readiness or startup probe for a container by result.");
+    text.head(
+        "prober_probe_total",
+        "counter",
+        "[BETA] Cumulative number of a liveness, readiness or startup probe for a container by result.",
+    );
     for (key, count) in inner.probes.counts() {
         let labels = [
             ("container", key.container.as_str()),

@@ -75,15 +75,14 @@ impl KubeletServer {
             (["containerLogs", namespace, pod, container], true) => {
                 self.container_logs(namespace, pod, container, &query).await
             }
-            (["exec", namespace, pod, rest @ ..], _) => {
-                self.exec(&mut request, namespace, pod, rest, &query).await
-            }
+            (["exec", namespace, pod, rest @ ..], _) => self.exec(&mut request, namespace, pod, rest, &query).await,
             (["attach", namespace, pod, rest @ ..], _) => self.attach(&mut request, namespace, pod, rest).await,
             (["portForward", namespace, pod, ..], _) => self.port_forward(&mut request, namespace, pod, &query).await,
             (["run", namespace, pod, rest @ ..], false) => self.run(namespace, pod, rest, &query).await,
-            (["healthz" | "pods" | "runningpods" | "configz" | "stats" | "metrics" | "containerLogs" | "run", ..], _) => {
-                text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed")
-            }
+            (
+                ["healthz" | "pods" | "runningpods" | "configz" | "stats" | "metrics" | "containerLogs" | "run", ..],
+                _,
+            ) => text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed"),
             _ => text(StatusCode::NOT_FOUND, "404 page not found"),
         }
     }
@@ -91,7 +90,10 @@ impl KubeletServer {
     fn healthz(&self) -> Answer {
         match self.inner.pleg.health() {
             Ok(()) => text(StatusCode::OK, "ok"),
-            Err(message) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("[-]syncloop failed: {message}\nhealthz check failed\n")),
+            Err(message) => text(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("[-]syncloop failed: {message}\nhealthz check failed\n"),
+            ),
         }
     }
 
@@ -182,7 +184,10 @@ impl KubeletServer {
         };
         let path = std::path::PathBuf::from(&container.log_path);
         if !path.exists() {
-            let message = format!("failed to open log file {:?}: open {}: no such file or directory", container.log_path, container.log_path);
+            let message = format!(
+                "failed to open log file {:?}: open {}: no such file or directory",
+                container.log_path, container.log_path
+            );
             return text(StatusCode::INTERNAL_SERVER_ERROR, message);
         }
         let (sink, received) = mpsc::channel::<Bytes>(LOG_CHUNKS_MAX);
@@ -190,7 +195,8 @@ impl KubeletServer {
         let id = container.id.clone();
         let is_running: logs::IsRunning = Box::new(move || {
             let pod = cache.get(&uid);
-            let runs = pod.is_some_and(|pod| pod.containers.iter().any(|held| held.id == id && held.state == State::Running));
+            let runs =
+                pod.is_some_and(|pod| pod.containers.iter().any(|held| held.id == id && held.state == State::Running));
             Box::pin(std::future::ready(runs))
         });
         task::spawn(info_span!("log", pod = %pod.key(), container = container.name), async move {
@@ -218,17 +224,24 @@ impl KubeletServer {
         let key = pod.name();
         if previous {
             let ended = instances.iter().skip_while(|container| container.state == State::Running);
-            return ended.into_iter().next().cloned().ok_or_else(|| format!("previous terminated container {name:?} in pod {key:?} not found"));
+            return ended
+                .into_iter()
+                .next()
+                .cloned()
+                .ok_or_else(|| format!("previous terminated container {name:?} in pod {key:?} not found"));
         }
         if let Some(newest) = instances.into_iter().next() {
             return Ok(newest);
         }
         let status = self.inner.statuses.get(&pod.uid()).unwrap_or_default();
         let all = status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
-        let waiting = all.into_iter().find(|status| status.name == name).and_then(|status| status.state.clone()?.waiting);
+        let waiting =
+            all.into_iter().find(|status| status.name == name).and_then(|status| status.state.clone()?.waiting);
         let reason = waiting.and_then(|waiting| waiting.reason).unwrap_or_else(|| "ContainerCreating".to_owned());
         if matches!(reason.as_str(), "ErrImagePull" | "ImagePullBackOff") {
-            return Err(format!("container {name:?} in pod {key:?} is waiting to start: trying and failing to pull image"));
+            return Err(format!(
+                "container {name:?} in pod {key:?} is waiting to start: trying and failing to pull image"
+            ));
         }
         Err(format!("container {name:?} in pod {key:?} is waiting to start: {reason}"))
     }
@@ -273,7 +286,9 @@ impl Query {
     fn of(request: &Request<Body>) -> Self {
         let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
         let pairs = request.uri().query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
-        Self(pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(k, v)| (decode(k), decode(v))).collect())
+        Self(
+            pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(k, v)| (decode(k), decode(v))).collect(),
+        )
     }
 
     fn get(&self, name: &str) -> Option<&str> {

@@ -76,7 +76,8 @@ pub fn node_usage() -> Usage {
         .filter_map(|field| field.parse().ok())
         .collect();
     // user nice system idle iowait irq softirq steal, in hundredths of a second.
-    let busy: u64 = fields.iter().enumerate().filter(|(at, _)| !matches!(at, 3 | 4)).take(6).map(|(_, ticks)| ticks).sum();
+    let busy: u64 =
+        fields.iter().enumerate().filter(|(at, _)| !matches!(at, 3 | 4)).take(6).map(|(_, ticks)| ticks).sum();
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let bytes = |name: &str| meminfo_value(&meminfo, name).unwrap_or(0) * 1024;
     Usage {
@@ -147,7 +148,8 @@ impl Sampler {
 
     pub async fn summary(&self, inner: &Arc<Inner>) -> Value {
         let pods = running(inner);
-        let live: std::collections::HashSet<String> = pods.iter().map(|(pod, _)| inner.cgroups.parent_of(pod)).collect();
+        let live: std::collections::HashSet<String> =
+            pods.iter().map(|(pod, _)| inner.cgroups.parent_of(pod)).collect();
         self.0.lock().retain(|key, _| key == "/" || live.iter().any(|pod| key.starts_with(pod)));
         let mut items = Vec::new();
         for (pod, containers) in pods {
@@ -157,7 +159,8 @@ impl Sampler {
         let available = meminfo_value(&meminfo, "MemAvailable").unwrap_or(0) * 1024;
         let (cpu, memory) = self.stats(inner, "/", &node_usage(), Some(available));
         let image_fs = inner.runtime.images.service().image_fs_info(ImageFsInfoRequest::default()).await.ok();
-        let image_used = image_fs.and_then(|info| info.image_filesystems.first()?.used_bytes.as_ref().map(|used| used.value));
+        let image_used =
+            image_fs.and_then(|info| info.image_filesystems.first()?.used_bytes.as_ref().map(|used| used.value));
         let fs = file_system_stats(inner, &inner.config.root_dir, None);
         let mut image_stats = fs.clone();
         image_stats["usedBytes"] = json!(image_used.unwrap_or(0));
@@ -224,7 +227,9 @@ fn first_process(directory: &Path) -> Option<i32> {
         return Some(pid);
     }
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).find_map(|entry| first_process(&entry.path()))
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .find_map(|entry| first_process(&entry.path()))
 }
 
 fn file_system_stats(inner: &Inner, path: &Path, used: Option<i64>) -> Value {
@@ -245,7 +250,9 @@ fn network(inner: &Inner, text: &str) -> Value {
     let interfaces: Vec<Value> = text
         .lines()
         .filter_map(|line| line.split_once(':'))
-        .map(|(name, counters)| (name.trim(), counters.split_whitespace().filter_map(|n| n.parse::<u64>().ok()).collect::<Vec<_>>()))
+        .map(|(name, counters)| {
+            (name.trim(), counters.split_whitespace().filter_map(|n| n.parse::<u64>().ok()).collect::<Vec<_>>())
+        })
         .filter(|(name, counters)| *name != "lo" && counters.len() >= 11)
         .map(|(name, counters)| {
             json!({

@@ -36,9 +36,9 @@ impl KubeletServer {
         let found = runtime.as_ref().and_then(|runtime| {
             runtime.containers.iter().find(|held| held.name == name && held.state == State::Running)
         });
-        found.map(|held| held.id.clone()).ok_or_else(|| {
-            text(StatusCode::INTERNAL_SERVER_ERROR, format!("container not found (\"{name}\")"))
-        })
+        found
+            .map(|held| held.id.clone())
+            .ok_or_else(|| text(StatusCode::INTERNAL_SERVER_ERROR, format!("container not found (\"{name}\")")))
     }
 
     /// `/exec/<namespace>/<pod>[/<uid>]/<container>`
@@ -73,7 +73,13 @@ impl KubeletServer {
         }
     }
 
-    pub(super) async fn attach(&self, request: &mut Request<Body>, namespace: &str, pod: &str, rest: &[&str]) -> Answer {
+    pub(super) async fn attach(
+        &self,
+        request: &mut Request<Body>,
+        namespace: &str,
+        pod: &str,
+        rest: &[&str],
+    ) -> Answer {
         let options = match Options::from_query(request.uri().query().unwrap_or_default()) {
             Ok(options) => options,
             Err(message) => return text(StatusCode::BAD_REQUEST, message),
@@ -84,15 +90,11 @@ impl KubeletServer {
         };
         // Whether it is a terminal was decided when the container was made.
         let name = rest.last().copied();
-        let tty = self.find(namespace, pod, name).ok().and_then(|(pod, name)| pod.container(&name)?.1.tty).unwrap_or(false);
+        let tty =
+            self.find(namespace, pod, name).ok().and_then(|(pod, name)| pod.container(&name)?.1.tty).unwrap_or(false);
         let options = Options { tty, stderr: options.stderr && !tty, ..options };
-        let attach = AttachRequest {
-            container_id,
-            tty,
-            stdin: options.stdin,
-            stdout: options.stdout,
-            stderr: options.stderr,
-        };
+        let attach =
+            AttachRequest { container_id, tty, stdin: options.stdin, stdout: options.stdout, stderr: options.stderr };
         match self.inner.runtime.service.attach(attach).await {
             Ok(answer) => self.join(request, &answer.url, options).await,
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.message()),
@@ -134,9 +136,13 @@ impl KubeletServer {
         let runtime = self.inner.cache.get(&pod.uid());
         let sandbox = runtime.as_ref().and_then(|runtime| runtime.sandboxes.iter().find(|sandbox| sandbox.ready));
         let Some(sandbox) = sandbox else {
-            return text(StatusCode::INTERNAL_SERVER_ERROR, format!("failed to find sandbox of pod \"{}\"", pod.full_text()));
+            return text(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("failed to find sandbox of pod \"{}\"", pod.full_text()),
+            );
         };
-        let ports: Vec<u16> = query.all("port").iter().flat_map(|list| list.split(',')).filter_map(|port| port.parse().ok()).collect();
+        let ports: Vec<u16> =
+            query.all("port").iter().flat_map(|list| list.split(',')).filter_map(|port| port.parse().ok()).collect();
         let forward = PortForwardRequest {
             pod_sandbox_id: sandbox.id.clone(),
             port: ports.iter().map(|port| i32::from(*port)).collect(),
@@ -228,8 +234,16 @@ async fn copy_command(io: UpgradedIo, client: ServerStreams, options: Options) {
     };
     let output = async {
         let mut error = runtime.error;
-        let out = async { if let (Some(from), Some(to)) = (runtime.stdout, stdout) { copy(from, to).await } };
-        let err = async { if let (Some(from), Some(to)) = (runtime.stderr, stderr) { copy(from, to).await } };
+        let out = async {
+            if let (Some(from), Some(to)) = (runtime.stdout, stdout) {
+                copy(from, to).await
+            }
+        };
+        let err = async {
+            if let (Some(from), Some(to)) = (runtime.stderr, stderr) {
+                copy(from, to).await
+            }
+        };
         let end = async {
             let mut bytes = Vec::new();
             // What did arrive is told.
