@@ -5,6 +5,7 @@ pub mod attributes;
 pub mod basic;
 pub mod cluster;
 pub mod flow;
+pub mod impersonation;
 pub mod service_account;
 
 use std::sync::Arc;

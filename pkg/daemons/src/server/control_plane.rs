@@ -11,9 +11,10 @@ use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::random::{SharedRandom, SystemRandom};
 use rkube_apimachinery::status::ApiStatus;
 use rkube_apiserver::admission::{Chain, Objects};
-use rkube_apiserver::auth::basic::{CertificateAuthenticator, MASTERS, NoAudit, NoImpersonation, StaticTokens};
+use rkube_apiserver::auth::basic::{CertificateAuthenticator, MASTERS, NoAudit, StaticTokens};
 use rkube_apiserver::auth::cluster::ClusterAuthenticator;
 use rkube_apiserver::auth::flow::MaxInFlight;
+use rkube_apiserver::auth::impersonation::ByAuthorization;
 use rkube_apiserver::auth::service_account::{Signer, TokenSettings, Verifier};
 use rkube_apiserver::openapi::{Builtin, Served};
 use rkube_apiserver::proxy::RegistryNodes;
@@ -161,7 +162,7 @@ impl ControlPlane {
             }),
             anonymous: true,
             authorizer: Arc::new(authorizer),
-            impersonation: Arc::new(NoImpersonation),
+            impersonation: Arc::new(ByAuthorization),
             audit: Arc::new(NoAudit),
             flow: Arc::new(MaxInFlight::default()),
             admission: Arc::new(Chain::new(Chain::builtin(&registry, clock.clone(), Arc::clone(&random)))),
