@@ -55,10 +55,9 @@ impl RequestContext {
 
     /// The server acting on its own: no user, nothing to admit.
     pub fn internal() -> Self {
-        Self::new(
-            UserInfo { name: "system:apiserver".to_owned(), ..UserInfo::default() },
-            Arc::new(crate::admission::AlwaysAdmit),
-        )
+        let user = UserInfo { name: "system:apiserver".to_owned(), ..UserInfo::default() };
+        let manager = "kube-apiserver".to_owned();
+        Self { default_field_manager: manager, ..Self::new(user, Arc::new(crate::admission::AlwaysAdmit)) }
     }
 
     /// Adds a warning for the client, once.

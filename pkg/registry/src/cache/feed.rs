@@ -117,18 +117,21 @@ impl Feed {
 
     /// Waits until every cache has everything up to `revision`. Returns false if the feed has ended.
     pub(crate) async fn reach(&self, revision: u64) -> bool {
-        if self.progress() >= revision {
-            return true;
-        }
         let mut progress = self.progress.subscribe();
-        // The store's newest change may not be under our root, then only asking tells that we have all.
-        if !self.progress_asked.swap(true, Ordering::AcqRel)
-            && let Err(error) = self.storage.request_progress().await
-        {
-            self.progress_asked.store(false, Ordering::Release);
-            tracing::warn!(error = %chain(&error), "Could not ask the datastore for progress");
+        while *progress.borrow_and_update() < revision {
+            // The store's newest change may not be under our root, then only asking tells that we have all. An
+            // answer to somebody who asked earlier may not reach far enough.
+            if !self.progress_asked.swap(true, Ordering::AcqRel)
+                && let Err(error) = self.storage.request_progress().await
+            {
+                self.progress_asked.store(false, Ordering::Release);
+                tracing::warn!(error = %chain(&error), "Could not ask the datastore for progress");
+            }
+            if progress.changed().await.is_err() {
+                return false;
+            }
         }
-        progress.wait_for(|reached| *reached >= revision).await.is_ok()
+        true
     }
 
     /// Loads a cache that is already routed.
@@ -221,8 +224,8 @@ impl Runner {
             match watch_again(&feed).await {
                 Ok(stream) => {
                     self.stream = stream;
-                    // Who waits for progress may have asked the watch that broke.
-                    self.feed.progress_asked.store(false, Ordering::Release);
+                    // Who waits for progress may have asked the watch that broke: they ask again.
+                    self.feed.advance(self.feed.progress());
                     return;
                 }
                 Err(error) => tracing::warn!(error = %chain(&error), "Could not watch the datastore"),

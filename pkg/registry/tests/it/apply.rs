@@ -75,8 +75,8 @@ async fn updates_are_recorded_by_manager_and_subresource() {
         .expect("patches");
     let read = cluster.get("pods", "p").await.expect("reads");
     expect![[r#"
-        unknown Update {"f:spec":{"f:containers":{},"f:terminationGracePeriodSeconds":{}}}
-        unknown Update/status {"f:status":{"f:phase":{}}}"#]]
+        kube-apiserver Update {"f:spec":{"f:containers":{},"f:terminationGracePeriodSeconds":{}}}
+        kube-apiserver Update/status {"f:status":{"f:phase":{}}}"#]]
     .assert_eq(&owners(&read).join("\n"));
 
     let mut body = read.clone();

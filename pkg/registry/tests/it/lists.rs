@@ -168,3 +168,15 @@ async fn everything_is_there_after_a_restart() {
         |page: &rkube_registry::store::ListPage| page.items.iter().map(|item| item.json.clone()).collect::<Vec<_>>();
     assert_eq!(json(&before), json(&after));
 }
+
+#[tokio::test]
+async fn a_consistent_read_does_not_wait_for_changes_of_others() {
+    let cluster = with_maps(1).await;
+    // Somebody else's key in the same datastore raises its revision, and no change of ours ever follows.
+    let put = cluster.storage.put("/elsewhere".to_owned(), "x".into(), rkube_storage::Precondition::Absent);
+    let rkube_storage::WriteOutcome::Done(revision) = put.await.expect("writes") else { panic!("is absent") };
+    let list = cluster.list("configmaps", "", json!({}));
+    let page =
+        tokio::time::timeout(crate::cluster::PATIENCE, list).await.expect("the list does not wait").expect("lists");
+    assert_eq!((page.items.len(), page.revision), (1, revision.0));
+}
