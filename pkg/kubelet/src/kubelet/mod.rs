@@ -268,6 +268,10 @@ impl Kubelet {
             () = inner.pleg.synced() => {}
             () = shutdown.cancelled() => return Ok(()),
         }
+        tokio::select! {
+            () = inner.node.observed() => {}
+            () = shutdown.cancelled() => return Ok(()),
+        }
         inner.set_up_cgroups()?;
         ready();
         inner.clone().run_loop(events).await;

@@ -97,6 +97,22 @@ impl Workers {
     }
 }
 
+/// Whether anything changed that the worker acts on. The status the kubelet itself wrote comes back with
+/// every write and is no news; conditions of others are.
+fn differs(old: &Pod, new: &Pod) -> bool {
+    let foreign = |pod: &Pod| -> Vec<_> {
+        let conditions = pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
+        conditions.into_iter().filter(|condition| !crate::status::is_own_condition(&condition.type_)).collect()
+    };
+    old.spec != new.spec
+        || old.metadata.labels != new.metadata.labels
+        || old.metadata.annotations != new.metadata.annotations
+        || old.metadata.deletion_timestamp != new.metadata.deletion_timestamp
+        || old.metadata.deletion_grace_period_seconds != new.metadata.deletion_grace_period_seconds
+        || old.phase() != new.phase() && crate::status::is_terminal_phase(new.phase())
+        || foreign(old) != foreign(new)
+}
+
 impl Inner {
     /// Hands a pod's newest object to its worker, which is started if there is none.
     pub(crate) fn update_worker(self: &Arc<Self>, pod: &Arc<Pod>) {
@@ -106,10 +122,10 @@ impl Inner {
             None if pod.is_static() && self.workers.predecessor(pod) => return,
             None => self.start_worker(pod),
         };
-        let changed = *worker.pod() != **pod;
+        let changed = differs(&worker.pod(), pod);
+        worker.set_pod(pod.clone());
         if changed {
             self.objects.invalidate(pod.namespace());
-            worker.set_pod(pod.clone());
         }
         if pod.is_terminating() {
             worker.apply(Input::Deleted { grace_seconds: pod.grace_period_seconds() });

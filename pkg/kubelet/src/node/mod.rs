@@ -22,6 +22,7 @@ use rkube_client::transport::ClientError;
 use rkube_cri::v1::{
     ListImagesRequest, NetworkConfig, RuntimeConfig, StatusRequest, UpdateRuntimeConfigRequest, VersionRequest,
 };
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::KubeletConfig;
@@ -40,6 +41,8 @@ const LEASE_NAMESPACE: &str = "kube-node-lease";
 /// Registration is tried this soon again at first, and never more seldom than the status period.
 const REGISTER_RETRY: Duration = Duration::from_millis(100);
 const IMAGES_MAX: usize = 50;
+/// How long a start waits for the runtime before the node is reported without it.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
 const CONFLICT_RETRIES_MAX: usize = 5;
 
 /// What is known about the node and changes.
@@ -47,6 +50,7 @@ const CONFLICT_RETRIES_MAX: usize = 5;
 pub(crate) struct Health {
     pub(crate) runtime: Result2,
     pub(crate) network: Result2,
+    pub(crate) pleg: Result2,
     pub(crate) pressure: Vec<&'static str>,
     pub(crate) shutting_down: bool,
 }
@@ -75,6 +79,7 @@ pub struct NodeManager {
     images: RwLock<Vec<ContainerImage>>,
     written: Mutex<Option<(NodeStatus, Duration)>>,
     pod_cidr: Mutex<String>,
+    observed: watch::Sender<bool>,
 }
 
 impl NodeManager {
@@ -100,6 +105,7 @@ impl NodeManager {
             images: RwLock::default(),
             written: Mutex::default(),
             pod_cidr: Mutex::default(),
+            observed: watch::channel(false).0,
         }
     }
 
@@ -151,7 +157,13 @@ impl NodeManager {
     pub async fn run(self: Arc<Self>, inner: Arc<Inner>, shutdown: CancellationToken) {
         let inner = &inner;
         let run = async {
+            // A node that says NotReady while it looks around for the first time frightens others.
+            tokio::select! {
+                () = inner.pleg.synced() => {}
+                () = self.clock.sleep(FIRST_LOOK) => {}
+            }
             self.observe(inner).await;
+            self.observed.send_replace(true);
             self.events.node(Type::Normal, "Starting", "Starting kubelet.");
             self.register(inner).await;
             let lease = self.renew_leases();
@@ -162,6 +174,12 @@ impl NodeManager {
             () = run => {}
             () = shutdown.cancelled() => {}
         }
+    }
+
+    /// Waits until the runtime was asked for the first time.
+    pub async fn observed(&self) {
+        // The sender lives in `self`.
+        let _ = self.observed.subscribe().wait_for(|observed| *observed).await;
     }
 
     /// Asks the runtime how it is.
@@ -194,9 +212,8 @@ impl NodeManager {
         let changed = {
             let mut health = self.health.write();
             let changed = health.network.0.is_ok() != network.is_ok();
-            health.runtime = Result2(
-                runtime.and_then(|()| inner.pleg.health().map_err(|error| format!("PLEG is not healthy: {error}"))),
-            );
+            health.runtime = Result2(runtime);
+            health.pleg = Result2(inner.pleg.health().map_err(|error| format!("PLEG is not healthy: {error}")));
             health.network = Result2(network);
             changed
         };

@@ -147,7 +147,7 @@ impl Observed<'_> {
                 "sufficient PID",
             ),
         ];
-        let mut problems: Vec<String> = [&self.health.runtime.0, &self.health.network.0]
+        let mut problems: Vec<String> = [&self.health.runtime.0, &self.health.network.0, &self.health.pleg.0]
             .into_iter()
             .filter_map(|state| state.as_ref().err().cloned())
             .collect();

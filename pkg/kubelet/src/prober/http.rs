@@ -75,8 +75,8 @@ pub struct HttpAnswer {
 
 #[derive(Debug, thiserror::Error)]
 pub enum HttpProbeError {
-    #[error("dial tcp {0}: {1}")]
-    Dial(String, #[source] std::io::Error),
+    #[error("dial tcp {address}: {text}")]
+    Dial { address: String, text: String },
     #[error("tls: {0}")]
     Tls(#[source] std::io::Error),
     #[error("{0}")]
@@ -89,12 +89,25 @@ pub enum HttpProbeError {
     Redirects,
 }
 
+/// A failure to connect in the words Go has for it, which people search for.
+pub fn dial_text(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
+        std::io::ErrorKind::HostUnreachable => "connect: no route to host".to_owned(),
+        std::io::ErrorKind::NetworkUnreachable => "connect: network is unreachable".to_owned(),
+        std::io::ErrorKind::TimedOut => "i/o timeout".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
 /// Sends a GET. `follow` redirects on the same host.
 pub async fn get(probe: &HttpProbe, follow: bool) -> Result<HttpAnswer, HttpProbeError> {
     let mut probe = probe.clone();
     for _ in 0..REDIRECTS_MAX {
         let authority = probe.authority();
-        let stream = TcpStream::connect(&authority).await.map_err(|error| HttpProbeError::Dial(authority, error))?;
+        let stream = TcpStream::connect(&authority)
+            .await
+            .map_err(|error| HttpProbeError::Dial { address: authority, text: dial_text(&error) })?;
         let (status, location, body) = if probe.https {
             let connector = TlsConnector::from(tls_config().ok_or(HttpProbeError::TlsConfig)?);
             let name = ServerName::try_from(probe.host.clone()).map_err(|_| HttpProbeError::TlsConfig)?;

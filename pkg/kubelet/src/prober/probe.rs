@@ -14,7 +14,7 @@ use rkube_cri::v1::ExecSyncRequest;
 use rkube_cri::{Code, RuntimeService};
 use tokio::net::TcpStream;
 
-use crate::prober::http::{HttpProbe, get};
+use crate::prober::http::{HttpProbe, dial_text, get};
 use crate::runtime::hooks::{port_text, resolve_port};
 
 const USER_AGENT: &str = "kube-probe/1.36";
@@ -114,13 +114,7 @@ async fn tcp(host: &str, port: u16, timeout: Duration) -> Outcome {
     let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     match tokio::time::timeout(timeout, TcpStream::connect(&address)).await {
         Ok(Ok(_)) => Outcome::Success,
-        Ok(Err(error)) => {
-            let text = match error.kind() {
-                std::io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
-                _ => error.to_string(),
-            };
-            Outcome::Failure(format!("dial tcp {address}: {text}"))
-        }
+        Ok(Err(error)) => Outcome::Failure(format!("dial tcp {address}: {}", dial_text(&error))),
         Err(_) => Outcome::Failure(format!("dial tcp {address}: i/o timeout")),
     }
 }

@@ -1,3 +1,5 @@
+//! What to do with a pod, from what its containers do.
+
 use jiff::Timestamp;
 use rkube_api::k8s::core::v1::{
     ContainerRestartRule, ContainerRestartRuleOnExitCodes, EphemeralContainer, PodSpec, Probe,

@@ -64,7 +64,11 @@ impl Runtime {
         });
         let chosen: HashSet<String> = choose(dead.collect(), is_gone).into_iter().collect();
         for id in &chosen {
-            self.service.remove_container(RemoveContainerRequest { container_id: id.clone() }).await?;
+            let removed = self.service.remove_container(RemoveContainerRequest { container_id: id.clone() }).await;
+            // One that the runtime cannot remove keeps nobody else's.
+            if let Err(error) = removed {
+                tracing::warn!(id, %error, "Dead container was not removed");
+            }
         }
         self.retain_actuated(|id| containers.iter().any(|container| container.id == *id) && !chosen.contains(id));
         let used: HashSet<&str> = containers
@@ -94,8 +98,15 @@ impl Runtime {
                 continue;
             }
             // Stopping again makes sure that the network is given back.
-            self.service.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: sandbox.id.clone() }).await?;
-            self.service.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: sandbox.id }).await?;
+            let stop = StopPodSandboxRequest { pod_sandbox_id: sandbox.id.clone() };
+            let remove = RemovePodSandboxRequest { pod_sandbox_id: sandbox.id.clone() };
+            let removed = match self.service.stop_pod_sandbox(stop).await {
+                Ok(_) => self.service.remove_pod_sandbox(remove).await.map(drop),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = removed {
+                tracing::warn!(id = sandbox.id, %error, "Sandbox that is down was not removed");
+            }
         }
         Ok(())
     }

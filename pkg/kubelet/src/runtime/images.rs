@@ -336,8 +336,8 @@ mod tests {
     #[test]
     fn the_most_specific_credentials_come_first() {
         let json = r#"{"auths":{"reg.io":{"auth":"YTpi"},"reg.io/team":{"username":"t","password":"p"},"*.example.com":{"auth":"dzp4"}}}"#;
-        let mut secret = Secret::default();
-        secret.data = Some([(".dockerconfigjson".to_owned(), rkube_api::ByteString(json.into()))].into());
+        let data = [(".dockerconfigjson".to_owned(), rkube_api::ByteString(json.into()))].into();
+        let secret = Secret { data: Some(data), ..Secret::default() };
         let secrets = [Arc::new(secret)];
         let users = |image: &str| -> Vec<String> {
             credentials(&secrets, image).into_iter().map(|auth| auth.username).collect()

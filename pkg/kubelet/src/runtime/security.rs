@@ -205,7 +205,6 @@ pub fn container(
         readonly_paths: paths(READONLY_PATHS.to_vec()),
         seccomp: Some(seccomp),
         apparmor: apparmor(pod, container, &context, profiles.apparmor_enabled),
-        ..LinuxContainerSecurityContext::default()
     })
 }
 

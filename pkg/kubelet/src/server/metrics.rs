@@ -15,6 +15,9 @@ use crate::server::Answer;
 use crate::server::stats::{Usage, container_cgroup, node_usage, running, usage};
 use crate::worker::Phase;
 
+/// Name, type, help, and how a sample's value comes out of a row.
+type Family<R> = (&'static str, &'static str, &'static str, fn(&R) -> f64);
+
 /// Text under construction.
 #[derive(Default)]
 struct Text(String);
@@ -112,8 +115,7 @@ pub(super) fn resource(inner: &Inner) -> Answer {
             ));
         }
     }
-    type Figure = fn(&Row) -> f64;
-    let of_containers: [(&str, &str, &str, Figure); 3] = [
+    let of_containers: [Family<Row>; 3] = [
         (
             "container_cpu_usage_seconds_total",
             "counter",
@@ -140,7 +142,7 @@ pub(super) fn resource(inner: &Inner) -> Answer {
         }
     }
     let measured: Vec<Usage> = pods.iter().map(|(pod, _)| usage(inner, &inner.cgroups.parent_of(pod))).collect();
-    let of_pods: [(&str, &str, &str, fn(&Usage) -> f64); 2] = [
+    let of_pods: [Family<Usage>; 2] = [
         (
             "pod_cpu_usage_seconds_total",
             "counter",
@@ -176,7 +178,7 @@ pub(super) fn cadvisor(inner: &Inner) -> Answer {
             rows.push((pod.clone(), container, cgroup, measured));
         }
     }
-    let figures: [(&str, &str, &str, fn(&Usage) -> f64); 5] = [
+    let figures: [Family<Usage>; 5] = [
         ("container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed in seconds.", cores),
         (
             "container_memory_usage_bytes",

@@ -154,6 +154,7 @@ impl KubeletServer {
     }
 
     /// The pod and one of its containers, or the answer that there is none.
+    #[allow(clippy::result_large_err, reason = "the error is the response to send")]
     fn find(&self, namespace: &str, pod: &str, container: Option<&str>) -> Result<(Arc<Pod>, String), Answer> {
         let not_found = |what: String| text(StatusCode::NOT_FOUND, what);
         let pod = self.inner.pods.by_name(namespace, pod).ok_or_else(|| not_found("pod does not exist".to_owned()))?;

@@ -30,6 +30,7 @@ const STATUS_BYTES_MAX: u64 = 64 << 10;
 
 impl KubeletServer {
     /// The id of the running container.
+    #[allow(clippy::result_large_err, reason = "the error is the response to send")]
     fn running_container(&self, namespace: &str, pod: &str, container: Option<&str>) -> Result<String, Answer> {
         let (pod, name) = self.find(namespace, pod, container)?;
         let runtime = self.inner.cache.get(&pod.uid());

@@ -81,9 +81,9 @@ impl Converter<'_> {
             self.runtime.containers.iter().filter(|status| status.name == container.name).take(2).collect();
         let mut status = match found.first() {
             Some(newest) => {
-                let mut status = self.from_runtime(container, newest, old);
+                let mut status = self.known_container(container, newest, old);
                 if let Some(previous) = found.get(1) {
-                    status.last_state = self.from_runtime(container, previous, old).state;
+                    status.last_state = self.known_container(container, previous, old).state;
                 }
                 status
             }
@@ -138,7 +138,7 @@ impl Converter<'_> {
         status
     }
 
-    fn from_runtime(
+    fn known_container(
         &self,
         container: &Container,
         from: &RuntimeContainer,

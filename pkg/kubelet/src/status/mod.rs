@@ -46,6 +46,11 @@ pub(crate) fn is_terminal_phase(phase: &str) -> bool {
     matches!(phase, "Succeeded" | "Failed")
 }
 
+/// Whether only the kubelet writes a condition.
+pub(crate) fn is_own_condition(kind: &str) -> bool {
+    conditions::OWNED.contains(&kind)
+}
+
 /// The pod's status.
 pub fn generate(inputs: &StatusInputs<'_>) -> PodStatus {
     let StatusInputs { pod, runtime, old, .. } = *inputs;

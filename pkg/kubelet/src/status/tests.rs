@@ -1,3 +1,5 @@
+//! The status of a pod, from what its containers do.
+
 use jiff::Timestamp;
 use rkube_api::k8s::core::v1::{Container, PodSpec};
 
