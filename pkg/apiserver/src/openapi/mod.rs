@@ -63,32 +63,26 @@ pub trait Source: Send + Sync + 'static {
     fn v3(&self, catalog: &Catalog, path: &str) -> Option<Document>;
 }
 
-/// Serves what a source writes, with hashes and caching. Documents are written when first asked for.
+/// Serves what a source writes, with hashes and caching.
+///
+/// Only hashes are kept: clients keep the documents, all of which together are some ten megabytes that an
+/// idle server has better uses for. A document is written again for each client that does not have it.
 pub struct Served {
     source: Arc<dyn Source>,
-    cache: Mutex<Cache>,
+    hashes: Mutex<Hashes>,
 }
 
 #[derive(Default)]
-struct Cache {
+struct Hashes {
     /// The catalog the documents are of.
     of: Weak<Catalog>,
-    v2: Option<Hashed>,
-    v3: BTreeMap<String, Hashed>,
+    v2: Option<String>,
+    v3: BTreeMap<String, String>,
 }
 
-#[derive(Clone)]
-struct Hashed {
-    document: Document,
-    hash: String,
-}
-
-impl Hashed {
-    fn new(document: Document) -> Self {
-        let digest = Sha512::digest(&document.json);
-        let hash = digest.iter().fold(String::with_capacity(128), |text, byte| text + &format!("{byte:02X}"));
-        Self { document, hash }
-    }
+fn hash(document: &Document) -> String {
+    let digest = Sha512::digest(&document.json);
+    digest.iter().fold(String::with_capacity(128), |text, byte| text + &format!("{byte:02X}"))
 }
 
 const V2_PROTOBUF_ACCEPTED: [&str; 2] = [
@@ -106,40 +100,47 @@ const IMMUTABLE: &str = "public, immutable, max-age=31536000";
 
 impl Served {
     pub fn new(source: Arc<dyn Source>) -> Self {
-        Self { source, cache: Mutex::default() }
+        Self { source, hashes: Mutex::default() }
     }
 
-    fn v2(&self, catalog: &Arc<Catalog>) -> Hashed {
-        let mut cache = self.cache.lock();
-        cache.renew(catalog);
-        cache.v2.get_or_insert_with(|| Hashed::new(self.source.v2(catalog))).clone()
+    fn known<T>(&self, catalog: &Arc<Catalog>, read: impl FnOnce(&mut Hashes) -> T) -> T {
+        let mut hashes = self.hashes.lock();
+        hashes.renew(catalog);
+        read(&mut hashes)
     }
 
-    fn v3(&self, catalog: &Arc<Catalog>, path: &str) -> Option<Hashed> {
-        let mut cache = self.cache.lock();
-        cache.renew(catalog);
-        if let Some(found) = cache.v3.get(path) {
-            return Some(found.clone());
+    fn v2_hash(&self, catalog: &Arc<Catalog>) -> String {
+        if let Some(known) = self.known(catalog, |hashes| hashes.v2.clone()) {
+            return known;
         }
-        let made = Hashed::new(self.source.v3(catalog, path)?);
-        cache.v3.insert(path.to_owned(), made.clone());
+        let made = hash(&self.source.v2(catalog));
+        self.known(catalog, |hashes| hashes.v2 = Some(made.clone()));
+        made
+    }
+
+    fn v3_hash(&self, catalog: &Arc<Catalog>, path: &str) -> Option<String> {
+        if let Some(known) = self.known(catalog, |hashes| hashes.v3.get(path).cloned()) {
+            return Some(known);
+        }
+        let made = hash(&self.source.v3(catalog, path)?);
+        self.known(catalog, |hashes| hashes.v3.insert(path.to_owned(), made.clone()));
         Some(made)
     }
 
     /// Which documents there are, each under the hash of its content.
-    fn index(&self, catalog: &Arc<Catalog>) -> Bytes {
+    fn index(&self, catalog: &Arc<Catalog>) -> Document {
         let mut paths = serde_json::Map::new();
         for path in self.source.v3_paths(catalog) {
-            if let Some(found) = self.v3(catalog, &path) {
-                let url = format!("/openapi/v3/{path}?hash={}", found.hash);
+            if let Some(found) = self.v3_hash(catalog, &path) {
+                let url = format!("/openapi/v3/{path}?hash={found}");
                 paths.insert(path, json!({"serverRelativeURL": url}));
             }
         }
-        Bytes::from(json!({"paths": paths}).to_string())
+        Document { json: Bytes::from(json!({"paths": paths}).to_string()), protobuf: Bytes::new() }
     }
 }
 
-impl Cache {
+impl Hashes {
     /// Forgets documents of another catalog.
     fn renew(&mut self, catalog: &Arc<Catalog>) {
         if !std::ptr::eq(self.of.as_ptr(), Arc::as_ptr(catalog)) {
@@ -157,26 +158,26 @@ impl OpenApi for Served {
         catalog: &Arc<Catalog>,
     ) -> Option<Response<Body>> {
         if path == "/openapi/v2" {
-            let found = self.v2(catalog);
-            return Some(document(&found, headers, V2_PROTOBUF, &V2_PROTOBUF_ACCEPTED));
+            let write = || Some(self.source.v2(catalog));
+            return document(&self.v2_hash(catalog), write, headers, V2_PROTOBUF, &V2_PROTOBUF_ACCEPTED);
         }
         if path == "/openapi/v3" {
             let index = self.index(catalog);
-            let hashed = Hashed::new(Document { json: index, protobuf: Bytes::new() });
-            return Some(document(&hashed, headers, JSON, &[]));
+            return document(&hash(&index), || Some(index.clone()), headers, JSON, &[]);
         }
         let name = path.strip_prefix("/openapi/v3/")?;
-        let found = self.v3(catalog, name)?;
+        let found = self.v3_hash(catalog, name)?;
         let asked = query.get("hash").unwrap_or_default();
-        if !asked.is_empty() && asked != found.hash {
+        if !asked.is_empty() && asked != found {
             // The client has an old index: what it wants now is elsewhere.
             let mut response = Response::new(Body::empty());
             *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
-            let url = format!("/openapi/v3/{name}?hash={}", found.hash);
+            let url = format!("/openapi/v3/{name}?hash={found}");
             response.headers_mut().insert(header::LOCATION, HeaderValue::from_str(&url).ok()?);
             return Some(response);
         }
-        let mut response = document(&found, headers, V3_PROTOBUF, &V3_PROTOBUF_ACCEPTED);
+        let write = || self.source.v3(catalog, name);
+        let mut response = document(&found, write, headers, V3_PROTOBUF, &V3_PROTOBUF_ACCEPTED)?;
         if !asked.is_empty() {
             response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static(IMMUTABLE));
         }
@@ -184,39 +185,51 @@ impl OpenApi for Served {
     }
 }
 
-/// A document in the form the client wants, or 304 when the client has it.
-fn document(found: &Hashed, headers: &HeaderMap, protobuf_type: &'static str, accepted: &[&str]) -> Response<Body> {
-    let accept: Vec<&str> = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
-    let accept = accept.join(",");
-    let mut form = accept.trim().is_empty().then_some((JSON, &found.document.json));
-    if form.is_none() {
-        form = parse_accept(&accept).iter().find_map(|clause| {
-            if clause.covers(JSON) {
-                return Some((JSON, &found.document.json));
-            }
-            let wants_protobuf = accepted.iter().any(|name| clause.covers(name));
-            (wants_protobuf && !found.document.protobuf.is_empty()).then_some((protobuf_type, &found.document.protobuf))
-        });
-    }
-    let Some((content_type, body)) = form else {
-        let mut response = Response::new(Body::empty());
-        *response.status_mut() = StatusCode::NOT_ACCEPTABLE;
-        return response;
-    };
-    let etag = format!("\"{}\"", found.hash);
+/// A document in the form the client wants, or 304 when the client has it. It is written only if it is sent.
+fn document(
+    hash: &str,
+    write: impl FnOnce() -> Option<Document>,
+    headers: &HeaderMap,
+    protobuf_type: &'static str,
+    accepted: &[&str],
+) -> Option<Response<Body>> {
+    let etag = format!("\"{hash}\"");
     let known = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let mut response = if known.split(',').any(|tag| tag.trim().trim_start_matches("W/") == etag) {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         response
     } else {
-        respond::encoded(StatusCode::OK, content_type, body.clone(), headers)
+        whole(&write()?, headers, protobuf_type, accepted)
     };
     if let Ok(value) = HeaderValue::from_str(&etag) {
         response.headers_mut().insert(header::ETAG, value);
     }
     response.headers_mut().append(header::VARY, HeaderValue::from_static("Accept"));
-    response
+    Some(response)
+}
+
+fn whole(document: &Document, headers: &HeaderMap, protobuf_type: &'static str, accepted: &[&str]) -> Response<Body> {
+    let accept: Vec<&str> = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
+    let accept = accept.join(",");
+    let mut form = accept.trim().is_empty().then_some((JSON, &document.json));
+    if form.is_none() {
+        form = parse_accept(&accept).iter().find_map(|clause| {
+            if clause.covers(JSON) {
+                return Some((JSON, &document.json));
+            }
+            let wants_protobuf = accepted.iter().any(|name| clause.covers(name));
+            (wants_protobuf && !document.protobuf.is_empty()).then_some((protobuf_type, &document.protobuf))
+        });
+    }
+    match form {
+        Some((content_type, body)) => respond::encoded(StatusCode::OK, content_type, body.clone(), headers),
+        None => {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::NOT_ACCEPTABLE;
+            response
+        }
+    }
 }
 
 #[cfg(test)]

@@ -204,14 +204,21 @@ impl EventEncoder {
     }
 }
 
+/// How a browser, which cannot set headers, says who it is.
+const TOKEN_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
+
 /// Each event as a message: text for JSON, binary for protobuf.
 fn over_websocket(
     request: &mut Request<Body>,
     events: Events,
     encoding: Encoding,
 ) -> Result<Response<Body>, ApiStatus> {
-    // Browsers pass tokens as a subprotocol; none is spoken.
-    let accepted = match websocket::accept(request, &[""]) {
+    // None is spoken; browsers name some all the same, one of which holds their token and is not repeated.
+    let offered: Vec<String> = websocket::offered(request.headers()).into_iter().map(str::to_owned).collect();
+    let mut supported: Vec<&str> =
+        offered.iter().map(String::as_str).filter(|name| !name.starts_with(TOKEN_PROTOCOL)).collect();
+    supported.push("");
+    let accepted = match websocket::accept(request, &supported) {
         Ok(accepted) => accepted,
         Err(response) => return Ok(response),
     };

@@ -273,3 +273,61 @@ async fn components_in_the_process_share_the_cache_and_pass_the_chain() {
     assert!(missing.expect_err("nothing there").is_not_found());
     server.stop().await;
 }
+
+#[tokio::test]
+async fn events_come_over_websocket_too() {
+    use futures_util::SinkExt;
+    use rkube_http::websocket::{self, Message};
+    use tokio_tungstenite::tungstenite::protocol::Role;
+
+    let (server, client) = with_namespace().await;
+    let mut request = Request::builder().uri(format!("{MAPS}?watch=true")).body(Body::empty()).unwrap();
+    *request.headers_mut() = websocket::client_headers(&[], [1; 16]);
+    let (_, io) = client.upgrade(request).await.unwrap().into_io().await.expect("an upgrade");
+    let mut socket = websocket::over(io, Role::Client).await;
+    send(&client, Method::POST, MAPS, &[], &config_map("socket", "1")).await;
+    let message = tokio::time::timeout(PATIENCE, socket.next()).await.expect("in time").expect("a message").unwrap();
+    let event: Value = serde_json::from_str(message.to_text().unwrap()).unwrap();
+    assert_eq!((event["type"].clone(), event["object"]["metadata"]["name"].clone()), (json!("ADDED"), json!("socket")));
+    server.api.stop();
+    let last = tokio::time::timeout(PATIENCE, socket.next()).await.expect("in time");
+    assert!(matches!(last, Some(Ok(Message::Close(Some(_))))), "{last:?}");
+    socket.flush().await.ok();
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn protobuf_and_yaml_go_in_and_out() {
+    let (server, client) = with_namespace().await;
+    let yaml = "metadata:\n  name: doc\ndata:\n  key: value\n";
+    let created = send(&client, Method::POST, MAPS, &[("content-type", "application/yaml")], yaml).await;
+    assert_eq!(created.code, 201, "{}", created.json());
+    let protobuf = [("accept", "application/vnd.kubernetes.protobuf")];
+    let object = send(&client, Method::GET, &format!("{MAPS}/doc"), &protobuf, "").await;
+    assert!(object.body.starts_with(b"k8s\0"));
+    assert_eq!(object.headers["content-type"], "application/vnd.kubernetes.protobuf");
+    let list = send(&client, Method::GET, MAPS, &protobuf, "").await;
+    assert!(list.body.starts_with(b"k8s\0") && list.body.windows(5).any(|part| part == b"value"));
+    let failure = send(&client, Method::GET, &format!("{MAPS}/none"), &protobuf, "").await;
+    assert!(failure.code == 404 && failure.body.starts_with(b"k8s\0"));
+    let metadata = [("accept", "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1")];
+    let partial = send(&client, Method::GET, MAPS, &metadata, "").await;
+    assert!(partial.body.starts_with(b"k8s\0") && !partial.body.windows(5).any(|part| part == b"value"));
+    let out = send(&client, Method::GET, &format!("{MAPS}/doc"), &[("accept", "application/yaml")], "").await;
+    assert!(String::from_utf8_lossy(&out.body).contains("kind: ConfigMap\n"));
+    let strict = send(
+        &client,
+        Method::POST,
+        &format!("{MAPS}?fieldValidation=Strict"),
+        &[],
+        r#"{"metadata":{"name":"z"},"datum":{}}"#,
+    )
+    .await;
+    assert_eq!(strict.code, 400);
+    let warned = send(&client, Method::POST, MAPS, &[], r#"{"metadata":{"name":"z"},"datum":{}}"#).await;
+    assert_eq!(
+        (warned.code, warned.headers["warning"].to_str().unwrap()),
+        (201, "299 - \"unknown field \\\"datum\\\"\"")
+    );
+    server.stop().await;
+}
