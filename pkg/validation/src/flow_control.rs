@@ -313,10 +313,8 @@ pub fn validate_level(level: &PriorityLevelConfiguration) -> ErrorList {
                 errors.invalid(path, shown(&spec), detail);
             }
         }
-        "catch-all" => {
-            if !semantic_eq(&catch_all_level(), &spec) {
-                errors.invalid(path, shown(&spec), format!("spec of '{name}' must equal the fixed value"));
-            }
+        "catch-all" if !semantic_eq(&catch_all_level(), &spec) => {
+            errors.invalid(path, shown(&spec), format!("spec of '{name}' must equal the fixed value"));
         }
         _ => {}
     }

@@ -24,6 +24,7 @@ pub mod flow_control;
 pub mod networking;
 pub mod policy;
 pub mod rbac;
+pub mod resource;
 pub mod scheduling;
 pub mod storage;
 

@@ -16,6 +16,7 @@ mod core;
 mod extension;
 pub mod generic;
 mod networking;
+mod resource;
 mod rules;
 mod storage;
 mod table;

@@ -40,6 +40,7 @@ pub fn strategies() -> Vec<Registration> {
         super::cluster::strategies,
         super::storage::strategies,
         super::extension::strategies,
+        super::resource::strategies,
     ]
     .into_iter()
     .flat_map(|group| group())

@@ -8,6 +8,7 @@ mod deletion;
 mod lists;
 mod runtime;
 mod services;
+mod strategies;
 mod subresources;
 mod watches;
 mod writes;

@@ -161,17 +161,17 @@ impl Options {
         Self {
             check_match_conditions: !same_conditions,
             no_side_effects: old.iter().all(|hook| NO_SIDE_EFFECTS.contains(&hook.side_effects)),
-            recognized_version: old
-                .iter()
-                .all(|hook| hook.review_versions.is_empty() || hook.review_versions.iter().any(is_recognized)),
+            recognized_version: old.iter().all(|hook| {
+                hook.review_versions.is_empty() || hook.review_versions.iter().any(|version| is_recognized(version))
+            }),
             unique_names: old.iter().all(|hook| names.insert(hook.name)),
             selectors: SelectorOptions { allow_invalid_label_value: lenient, ..SelectorOptions::default() },
         }
     }
 }
 
-fn is_recognized(version: &String) -> bool {
-    REVIEW_VERSIONS.contains(&version.as_str())
+fn is_recognized(version: &str) -> bool {
+    REVIEW_VERSIONS.contains(&version)
 }
 
 fn validate(meta: &ObjectMeta, hooks: &[Webhook<'_>], old: Option<&[Webhook<'_>]>) -> ErrorList {
@@ -202,7 +202,7 @@ fn validate_review_versions(versions: &[String], recognized: bool, path: &Path, 
         return;
     }
     validate_version_names(versions, path, errors);
-    if recognized && !versions.iter().any(is_recognized) {
+    if recognized && !versions.iter().any(|version| is_recognized(version)) {
         errors.invalid(path, versions.to_vec(), format!("must include at least one of {known}"));
     }
 }

@@ -200,9 +200,14 @@ fn operators(schema: &JSONSchemaProps, skip_any: bool, skip_first_all: bool, pat
     if let Some(not) = &schema.not {
         nested(not, false, &path.child("not"), errors);
     }
-    if let Some(Err(fault)) = schema.pattern.as_deref().filter(|pattern| !pattern.is_empty()).map(Regex::new) {
-        let detail = format!("must be a valid regular expression, but isn't: {fault}");
-        errors.invalid(path.child("pattern"), schema.pattern.text(), detail);
+    let pattern = schema.pattern.text();
+    if let Err(fault) = Regex::new(pattern) {
+        // The last line says what is wrong; those before it repeat the pattern.
+        let fault = fault.to_string();
+        let reason = fault.lines().last().unwrap_or_default().trim_start_matches("error: ");
+        let detail =
+            format!("must be a valid regular expression, but isn't: error parsing regexp: {reason}: `{pattern}`");
+        errors.invalid(path.child("pattern"), pattern, detail);
     }
 }
 

@@ -1,0 +1,137 @@
+//! The table of strategies over every built-in kind.
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use rkube_api::draft::Draft;
+use rkube_api::{Resource, StoredObject};
+use rkube_apimachinery::key::ObjectKey;
+use rkube_registry::strategy::{Registration, strategies};
+use rkube_registry::{RequestContext, Strategy, StrategyContext};
+use serde_json::Value;
+
+fn registration<'a>(all: &'a [Registration], row: &Resource) -> Option<&'a Registration> {
+    let prefix = row.stored_as.as_ref().map(|stored| &stored.prefix);
+    all.iter().find(|registration| {
+        rkube_api::resources().iter().any(|other| {
+            other.group == registration.group
+                && other.plural == registration.plural
+                && other.stored_as.as_ref().map(|stored| &stored.prefix) == prefix
+        })
+    })
+}
+
+#[test]
+fn every_stored_resource_has_strategies_for_itself_and_its_status() {
+    let all = strategies();
+    let mut missing = Vec::new();
+    for row in rkube_api::resources().iter().filter(|row| row.stored_as.is_some()) {
+        let Some(registration) = registration(&all, row) else {
+            missing.push(row.gvr().to_string());
+            continue;
+        };
+        let has = |name: &str| registration.subresources.iter().any(|(known, _)| *known == name);
+        if row.subresource("status").is_some() && !has("status") {
+            missing.push(format!("{}/status", row.gvr()));
+        }
+    }
+    assert_eq!(missing, Vec::<String>::new());
+    for registration in &all {
+        let known = rkube_api::resources()
+            .iter()
+            .any(|row| row.group == registration.group && row.plural == registration.plural);
+        assert!(known, "{}/{} is no resource", registration.group, registration.plural);
+    }
+}
+
+/// The object of the golden data that the strategies of a resource work on.
+fn fixture(row: &Resource) -> Option<Value> {
+    let root = std::env::var_os("RKUBE_FIXTURES")?;
+    let stored = row.stored_as.as_ref()?;
+    let group = if stored.group.is_empty() { "core" } else { &stored.group };
+    let file = PathBuf::from(root).join("objects").join(format!("{group}.{}.{}.json", stored.version, stored.kind));
+    // Kinds of the aggregator and of extensions are in no golden data.
+    let bytes = std::fs::read(file).ok()?;
+    let mut value = serde_json::from_slice(&bytes).expect("golden data is JSON");
+    drop_nulls(&mut value);
+    Some(value)
+}
+
+/// Times that Go could not fill in are null, which the codec drops before typed code sees them.
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(members) => {
+            members.retain(|_, member| !member.is_null());
+            members.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
+}
+
+fn stored(value: &Value) -> StoredObject {
+    let json = Bytes::from(serde_json::to_vec(value).expect("a tree encodes"));
+    StoredObject::new(ObjectKey::cluster("x"), 1, json, Default::default())
+}
+
+/// Runs what a create runs, and what an update runs that changes nothing.
+fn run(strategy: &dyn Strategy, row: &Resource, value: &Value) -> Vec<String> {
+    let name = row.gvr().to_string();
+    let request = RequestContext::internal();
+    let context =
+        StrategyContext { request: &request, resource: row, namespace: "namespaceValue", now: Timestamp::UNIX_EPOCH };
+    let mut faults = Vec::new();
+    let mut once = Draft::new(value.clone());
+    strategy.default(&mut once).expect("golden data decodes");
+    let once = once.into_value();
+    let mut twice = Draft::new(once.clone());
+    strategy.default(&mut twice).expect("a defaulted object decodes");
+    let twice = twice.into_value();
+    if once != twice {
+        faults.push(format!("{name}: defaulting again changes the object"));
+    }
+
+    let mut new = Draft::new(once.clone());
+    strategy.prepare_for_create(&context, &mut new).expect("prepare");
+    strategy.validate(&context, &mut new).expect("validate");
+    strategy.warnings_on_create(&context, &mut new).expect("warnings");
+    strategy.canonicalize(&mut new).expect("canonicalize");
+
+    let old = stored(&once);
+    let mut new = Draft::new(once.clone());
+    strategy.prepare_for_update(&context, &mut new, &old).expect("prepare");
+    let errors = strategy.validate_update(&context, &mut new, &old).expect("validate");
+    let immutable = errors.iter().map(ToString::to_string).filter(|error| error.contains("immutable"));
+    faults.extend(immutable.map(|error| format!("{name}: unchanged, and yet: {error}")));
+    strategy.warnings_on_update(&context, &mut new, &old).expect("warnings");
+    let updated = new.into_value();
+    if updated.pointer("/metadata/generation") != once.pointer("/metadata/generation") {
+        faults.push(format!("{name}: an update without changes is a new generation"));
+    }
+    faults
+}
+
+#[test]
+fn golden_objects_pass_through_their_strategies() {
+    if std::env::var_os("RKUBE_FIXTURES").is_none() {
+        println!("RKUBE_FIXTURES is not set: strategies did not see golden objects");
+        return;
+    }
+    let all = strategies();
+    let (mut faults, mut seen) = (Vec::new(), 0);
+    for registration in &all {
+        let row = rkube_api::resources()
+            .iter()
+            .find(|row| row.group == registration.group && row.plural == registration.plural)
+            .expect("registrations name resources");
+        let Some(value) = fixture(row) else { continue };
+        seen += 1;
+        faults.extend(run(registration.main.as_ref(), row, &value));
+        for (_, strategy) in &registration.subresources {
+            faults.extend(run(strategy.as_ref(), row, &value));
+        }
+    }
+    assert_eq!(faults, Vec::<String>::new());
+    assert!(seen > 50, "only {seen} golden objects were found");
+}
