@@ -38,10 +38,9 @@ impl Version {
         Ok(if self.is_stored() { value } else { convert(value, &self.stored) })
     }
 
-    /// A stored object in the client's version, as a tree.
-    pub(crate) fn value_of_stored(&self, object: &StoredObject) -> Result<Value, ApiStatus> {
-        let value = object.value().map_err(|error| ApiStatus::internal(format!("reading {}: {error}", object.key)))?;
-        Ok(if self.is_stored() { value } else { convert(value, &self.requested) })
+    /// A tree in the stored version, in the client's.
+    pub(crate) fn of_stored(&self, value: Value) -> Value {
+        if self.is_stored() { value } else { convert(value, &self.requested) }
     }
 
     /// A stored object in the client's version.
@@ -49,7 +48,8 @@ impl Version {
         if self.is_stored() {
             return Ok(object.clone());
         }
-        let value = self.value_of_stored(object)?;
+        let value = object.value().map_err(|error| ApiStatus::internal(format!("reading {}: {error}", object.key)))?;
+        let value = self.of_stored(value);
         Ok(Arc::new(object_of(object, &value)?))
     }
 }

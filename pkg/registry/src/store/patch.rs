@@ -133,16 +133,12 @@ impl PatchRequest {
         Ok(decoded.value)
     }
 
-    /// The object after the patch, in the stored version, with defaults and owned fields. `current` is the
-    /// object in the client's version and as it is stored; `None` when an apply creates it.
-    pub(crate) fn apply(
-        &self,
-        request: &WriteRequest<'_>,
-        current: Option<(Value, &Value)>,
-    ) -> Result<Value, ApiStatus> {
+    /// The object after the patch, in the stored version, with defaults and owned fields. `old` is the object as it
+    /// is stored; `None` when an apply creates it.
+    pub(crate) fn apply(&self, request: &WriteRequest<'_>, old: Option<&Value>) -> Result<Value, ApiStatus> {
         let store = request.store;
         let target = request.target;
-        let Some((current, old)) = current else {
+        let Some(old) = old else {
             let Parsed::Apply(config) = &self.patch else {
                 return Err(ApiStatus::not_found(&store.row.group_resource(), &target.name));
             };
@@ -161,6 +157,8 @@ impl PatchRequest {
             let applied = request.managed().apply(Some(old), &stored_config(request, config)?, self.force)?;
             return self.finish(request, applied);
         }
+        // The patch is written for the version the client speaks.
+        let current = store.version.of_stored(old.clone());
         let patched = self.apply_plain(current, &store.core.schema, store.row.schema)?;
         let checked = self.checked(request.context, patched, &store.core.schema, store.row.schema)?;
         let mut new = self.finish(request, store.version.to_stored(checked)?)?;

@@ -523,10 +523,7 @@ impl Rewrite<'_> {
                 managed.update(Some(&old), &mut new);
                 new
             }
-            Source::Patch(patch) => {
-                let current = store.version.value_of_stored(existing)?;
-                patch.apply(request, Some((current, &old)))?
-            }
+            Source::Patch(patch) => patch.apply(request, Some(&old))?,
         };
         let options = OperationOptions::Update(self.options.clone());
         let mut attributes = request.attributes(
