@@ -7,6 +7,7 @@ pub(crate) mod core;
 mod delete;
 mod patch;
 mod read;
+mod rewrite;
 pub mod watch;
 mod write;
 

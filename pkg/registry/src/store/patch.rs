@@ -20,7 +20,8 @@ use crate::context::RequestContext;
 use crate::managed::ScaleWrite;
 use crate::metadata;
 use crate::options::{PatchOptions, UpdateOptions};
-use crate::store::write::{Source, WriteRequest};
+use crate::store::rewrite::Source;
+use crate::store::write::WriteRequest;
 use crate::store::{Patch, Store, Target, Written};
 
 /// A patch, parsed.
