@@ -1,0 +1,100 @@
+//! Carrying out a decision: the pod's node is written to the API, once.
+//!
+//! The server binds a pod at most once. A request that got no answer may have been carried out, so the pod is
+//! read before anything is concluded: as long as it is not known, the room on the node stays taken.
+//! Behaves as pkg/scheduler/schedule_one.go (`bindingCycle`, `handleBindingCycleError`), v1.36.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rkube_api::k8s::core::v1::Pod;
+use rkube_apimachinery::chain::chain;
+use rkube_client::{ClientError, EventType};
+use tracing::{debug, warn};
+
+use crate::metrics::metrics;
+use crate::model::pod::node_name;
+use crate::queue::Queued;
+use crate::scheduler::Scheduler;
+use crate::status::Report;
+
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(10);
+
+/// How a binding ended.
+enum Outcome {
+    Bound,
+    /// The pod does not exist any more, or is elsewhere: nothing to do.
+    Gone,
+    Refused(String),
+}
+
+impl Scheduler {
+    pub(crate) async fn bind(self: &Arc<Self>, queued: Queued, node: Arc<str>, start: Duration) {
+        let info = &queued.info;
+        match self.write_binding(&queued, &node).await {
+            Outcome::Bound => {
+                self.state.lock().bound(&info.uid);
+                let now = self.now();
+                metrics().attempt(self.profile_name(&queued), "scheduled", now.saturating_sub(start).as_secs_f64());
+                let first = queued.first_attempt.unwrap_or(start);
+                metrics().bound(queued.attempts, now.saturating_sub(first).as_secs_f64());
+                debug!(pod = %info.key, node = %node, "Successfully bound pod to node");
+                let note = format!("Successfully assigned {} to {node}", info.key);
+                self.event(&queued, EventType::Normal, "Scheduled", "Binding", &note);
+            }
+            Outcome::Gone => {
+                self.state.lock().not_bound(info, true, self.now());
+                self.wake.notify_one();
+            }
+            Outcome::Refused(message) => self.binding_failed(&queued, message, start),
+        }
+    }
+
+    pub(crate) fn binding_failed(&self, queued: &Queued, message: String, start: Duration) {
+        let info = &queued.info;
+        let now = self.now();
+        self.state.lock().not_bound(info, false, now);
+        self.wake.notify_one();
+        metrics().attempt(self.profile_name(queued), "error", now.saturating_sub(start).as_secs_f64());
+        warn!(pod = %info.key, message, "Binding failed; retrying");
+        self.event(queued, EventType::Warning, "FailedScheduling", "Scheduling", &message);
+        self.reports.add(Report { info: Arc::clone(info), reason: "SchedulerError", message, nominated: None });
+    }
+
+    async fn write_binding(&self, queued: &Queued, node: &str) -> Outcome {
+        let key = &queued.info.key;
+        let api = self.context.client.namespaced::<Pod>(&key.namespace);
+        let mut delay = FIRST_RETRY;
+        loop {
+            let error = match api.bind(&key.namespace, &key.name, &queued.info.uid, node).await {
+                Ok(()) => return Outcome::Bound,
+                Err(error) => error,
+            };
+            match &error {
+                ClientError::Api(status) if status.is_not_found() => return Outcome::Gone,
+                // Bound already, by whomever, or another pod by this name; the pod tells.
+                ClientError::Api(status) if status.is_conflict() => {}
+                ClientError::Api(status) => {
+                    return Outcome::Refused(format!("running Bind plugin \"DefaultBinder\": {status}"));
+                }
+                _ => debug!(pod = %key, error = %chain(&error), "No answer to a binding"),
+            }
+            match api.get(&key.name).await {
+                Ok(pod) if pod.metadata.uid.as_deref() != Some(&*queued.info.uid) => return Outcome::Gone,
+                Ok(pod) => match node_name(&pod) {
+                    Some(bound) if bound == node => return Outcome::Bound,
+                    Some(_) => return Outcome::Gone,
+                    None if error.is_conflict() => {
+                        return Outcome::Refused(format!("running Bind plugin \"DefaultBinder\": {}", chain(&error)));
+                    }
+                    None => {}
+                },
+                Err(error) if error.is_not_found() => return Outcome::Gone,
+                Err(error) => debug!(pod = %key, error = %chain(&error), "Could not read a pod being bound"),
+            }
+            self.context.clock.sleep(delay).await;
+            delay = (delay * 2).min(LAST_RETRY);
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! All filters of one pod over the cluster of one moment, with what-ifs.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::cluster::slots::Slot;
+use crate::cluster::{Cluster, NodeState};
+use crate::config::Profile;
+use crate::decide::diagnosis::{Diagnosis, Rejection};
+use crate::decide::views::View;
+use crate::decide::{affinity, local, spread};
+use crate::model::pod::PodInfo;
+use crate::plugins::Plugin;
+
+/// What bears on one pod across nodes.
+pub(crate) struct Round {
+    pub(crate) spread: spread::Plan,
+    pub(crate) affinity: affinity::Plan,
+    hard: Option<spread::Hard>,
+    filters: Option<affinity::Filters>,
+}
+
+impl Round {
+    pub(crate) fn new(cluster: &Cluster, view: &View, spread: spread::Plan, affinity: affinity::Plan) -> Self {
+        let hard = spread.has_hard().then(|| spread::Hard::new(cluster, &spread, view));
+        let filters = affinity.has_filters().then(|| affinity::Filters::new(cluster, &affinity));
+        Self { spread, affinity, hard, filters }
+    }
+
+    fn check(&self, cluster: &Cluster, slot: Slot) -> Option<Rejection> {
+        let spread = self.hard.as_ref().and_then(|hard| hard.check(cluster, &self.spread, slot));
+        spread.or_else(|| self.filters.as_ref().and_then(|filters| filters.check(cluster, &self.affinity, slot)))
+    }
+}
+
+/// One pod against the cluster.
+pub(crate) struct Eval<'a> {
+    pub(crate) cluster: &'a Cluster,
+    pub(crate) profile: &'a Profile,
+    pub(crate) pod: &'a Arc<PodInfo>,
+    pub(crate) view: &'a View,
+    pub(crate) round: Round,
+    named: Option<BTreeSet<String>>,
+    /// Nodes promised to other pods that are as important.
+    promised: Vec<(Slot, Vec<Arc<PodInfo>>)>,
+}
+
+impl<'a> Eval<'a> {
+    pub(crate) fn new(
+        cluster: &'a Cluster,
+        profile: &'a Profile,
+        pod: &'a Arc<PodInfo>,
+        view: &'a View,
+        round: Round,
+        named: Option<BTreeSet<String>>,
+    ) -> Self {
+        let mut promised = Vec::new();
+        for name in cluster.promised_nodes() {
+            let others: Vec<_> = cluster
+                .nominated_on(name)
+                .into_iter()
+                .filter(|other| other.priority >= pod.priority && other.uid != pod.uid)
+                .collect();
+            if let Some(slot) = cluster.slot_of(name).filter(|_| !others.is_empty()) {
+                promised.push((slot, others));
+            }
+        }
+        Self { cluster, profile, pod, view, round, named, promised }
+    }
+
+    /// The node the pod was promised, if it is still good.
+    pub(crate) fn own_nomination(&mut self) -> Option<Arc<str>> {
+        let slot = self.cluster.slot_of(self.cluster.nomination(&self.pod.uid)?)?;
+        let node = self.cluster.node(slot)?;
+        let allowed = self.named.as_ref().is_none_or(|named| named.contains(&*node.name));
+        (allowed && self.check(slot).is_none()).then(|| Arc::clone(&node.name))
+    }
+
+    /// All nodes that will have the pod.
+    pub(crate) fn feasible(&mut self) -> Vec<Slot> {
+        let plain = self.round.hard.is_none() && self.round.filters.is_none() && self.promised.is_empty();
+        let view = self.view;
+        let fitting = (0..).zip(&view.nodes).filter(|(_, node)| node.fits()).map(|(slot, _)| slot);
+        if plain && self.named.is_none() {
+            return fitting.collect();
+        }
+        match self.named.take() {
+            None => fitting.filter(|slot| self.check(*slot).is_none()).collect(),
+            Some(named) => {
+                let slots = self.slots_named(&named).into_iter().filter(|slot| self.check(*slot).is_none()).collect();
+                self.named = Some(named);
+                slots
+            }
+        }
+    }
+
+    fn slots_named(&self, named: &BTreeSet<String>) -> Vec<Slot> {
+        let slots = named.iter().filter_map(|name| self.cluster.slot_of(name));
+        slots.filter(|slot| self.view.node(*slot).exists()).collect()
+    }
+
+    /// The first no to a node that exists.
+    pub(crate) fn check(&mut self, slot: Slot) -> Option<Rejection> {
+        let node = self.view.node(slot);
+        if !node.fits() {
+            return self.view.rejection(node).cloned();
+        }
+        let rejection = self.round.check(self.cluster, slot);
+        if rejection.is_some() || self.promised.is_empty() {
+            return rejection;
+        }
+        self.check_beside_promised(slot)
+    }
+
+    /// Whether the pod fits a node even when the pods that were promised it come.
+    fn check_beside_promised(&mut self, slot: Slot) -> Option<Rejection> {
+        let others = self.promised.iter().find(|(promised, _)| *promised == slot).map(|(_, others)| others.clone())?;
+        let mut node = self.cluster.node(slot)?.clone();
+        for other in &others {
+            node.add(Arc::clone(other));
+            self.apply(other, slot, 1);
+        }
+        let rejection = self.check_as(&node, slot);
+        for other in &others {
+            self.apply(other, slot, -1);
+        }
+        rejection
+    }
+
+    /// All filters, with `node` in place of what is at the slot.
+    pub(crate) fn check_as(&self, node: &NodeState, slot: Slot) -> Option<Rejection> {
+        local::check_node(self.profile, self.pod, node)
+            .or_else(|| local::check_room(self.profile, self.pod, node))
+            .or_else(|| self.round.check(self.cluster, slot))
+    }
+
+    /// As `check_as`, with the pods the node was promised to beside it: a pod fits if it does either way.
+    pub(crate) fn check_as_promised(&mut self, node: &NodeState, slot: Slot) -> Option<Rejection> {
+        let others = self.promised.iter().find(|(promised, _)| *promised == slot).map(|(_, others)| others.clone());
+        if let Some(others) = others {
+            let mut crowded = node.clone();
+            for other in &others {
+                crowded.add(Arc::clone(other));
+                self.apply(other, slot, 1);
+            }
+            let rejection = self.check_as(&crowded, slot);
+            for other in &others {
+                self.apply(other, slot, -1);
+            }
+            if rejection.is_some() {
+                return rejection;
+            }
+        }
+        self.check_as(node, slot)
+    }
+
+    /// Pretends that `other` is on the node, or with -1 that it is not, to filters that look across nodes.
+    pub(crate) fn apply(&mut self, other: &PodInfo, slot: Slot, delta: i64) {
+        let Round { spread, affinity, hard, filters } = &mut self.round;
+        if let Some(hard) = hard {
+            hard.apply(self.cluster, spread, self.view, other, slot, delta);
+        }
+        if let Some(filters) = filters {
+            filters.apply(self.cluster, affinity, self.pod, other, slot, delta);
+        }
+    }
+
+    /// Everyone's reasons, for a pod that fits nowhere.
+    pub(crate) fn diagnose(&mut self) -> Diagnosis {
+        let nodes = self.cluster.node_count();
+        let mut diagnosis = Diagnosis::new(nodes);
+        let slots = match &self.named {
+            Some(named) => self.slots_named(named),
+            None => self.cluster.nodes().map(|(slot, _)| slot).collect(),
+        };
+        let looked_at = slots.len();
+        for slot in slots {
+            if let Some(rejection) = self.check(slot) {
+                diagnosis.add(slot, &rejection);
+            }
+        }
+        if self.named.is_some() {
+            diagnosis.plugins.insert(Plugin::NodeAffinity);
+            diagnosis.count("node(s) didn't satisfy plugin(s) [NodeAffinity]", nodes.saturating_sub(looked_at));
+        }
+        diagnosis
+    }
+}

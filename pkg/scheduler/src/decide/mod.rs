@@ -1,0 +1,110 @@
+//! One decision: which node a pod goes to, or why none will have it.
+//!
+//! In: the cluster, a profile, a pod. Out: a node or a diagnosis. No I/O, no time.
+//! The parts of filters and scores that need one node and the pod come from views that are kept; what depends on
+//! other nodes comes from counts that are kept. Neither walks pods.
+//! Behaves as pkg/scheduler/schedule_one.go (`schedulePod`), v1.36.
+
+pub(crate) mod affinity;
+pub(crate) mod diagnosis;
+pub(crate) mod eval;
+pub(crate) mod local;
+pub(crate) mod owners;
+mod score;
+pub(crate) mod spread;
+mod views;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use rkube_apimachinery::random::SharedRandom;
+
+use crate::cluster::Cluster;
+use crate::cluster::slots::Slot;
+use crate::config::Profile;
+use crate::decide::diagnosis::Diagnosis;
+use crate::decide::eval::{Eval, Round};
+use crate::decide::owners::Owners;
+use crate::decide::views::Views;
+use crate::model::node_affinity;
+use crate::model::pod::PodInfo;
+use crate::plugins::{Plugin, Point};
+
+/// What came of a decision.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The node, and how many would have done.
+    Node { name: Arc<str>, feasible: usize },
+    /// There are no nodes at all.
+    NoNodes,
+    Unfit(Diagnosis),
+}
+
+/// Decides, with memory of earlier decisions for speed only.
+pub(crate) struct Decider {
+    views: Views,
+    owners: Box<dyn Owners>,
+    random: SharedRandom,
+}
+
+impl Decider {
+    pub(crate) fn new(owners: Box<dyn Owners>, random: SharedRandom) -> Self {
+        Self { views: Views::default(), owners, random }
+    }
+
+    /// Everything about the pod that is not one node's affair, resolved against the cluster of this moment.
+    pub(crate) fn eval<'a>(
+        &'a mut self,
+        cluster: &'a mut Cluster,
+        (profile_index, profile): (usize, &'a Profile),
+        pod: &'a Arc<PodInfo>,
+    ) -> Result<Eval<'a>, Diagnosis> {
+        let named = named_nodes(cluster, profile, pod)?;
+        let spread = spread::Plan::new(cluster, profile, pod, self.owners.as_ref());
+        let affinity = affinity::Plan::new(cluster, profile, pod);
+        let cluster = &*cluster;
+        let view = match &named {
+            // Pods of a DaemonSet are each of their own kind: looking at all nodes for each would not do.
+            Some(named) if !spread.has_hard() && !spread.has_soft() => {
+                self.views.of_few(cluster, profile, pod, named.iter().filter_map(|name| cluster.slot_of(name)))
+            }
+            _ => self.views.of(cluster, profile_index, profile, pod),
+        };
+        let round = Round::new(cluster, view, spread, affinity);
+        Ok(Eval::new(cluster, profile, pod, view, round, named))
+    }
+
+    pub(crate) fn decide(&mut self, cluster: &mut Cluster, profile: (usize, &Profile), pod: &Arc<PodInfo>) -> Verdict {
+        if cluster.node_count() == 0 {
+            return Verdict::NoNodes;
+        }
+        let random = Arc::clone(&self.random);
+        let mut eval = match self.eval(cluster, profile, pod) {
+            Ok(eval) => eval,
+            Err(diagnosis) => return Verdict::Unfit(diagnosis),
+        };
+        // A node this pod was promised is taken if it can be, so that preemption is not for nothing.
+        if let Some(name) = eval.own_nomination() {
+            return Verdict::Node { name, feasible: 1 };
+        }
+        let feasible = eval.feasible();
+        if feasible.is_empty() {
+            return Verdict::Unfit(eval.diagnose());
+        }
+        let best = score::best(&eval, &feasible, random.as_ref());
+        match best.and_then(|slot: Slot| eval.cluster.node(slot)) {
+            Some(node) => Verdict::Node { name: Arc::clone(&node.name), feasible: feasible.len() },
+            None => Verdict::NoNodes,
+        }
+    }
+}
+
+/// The only nodes worth a look, if the pod names some.
+fn named_nodes(cluster: &Cluster, profile: &Profile, pod: &PodInfo) -> Result<Option<BTreeSet<String>>, Diagnosis> {
+    if !profile.enabled(Point::PreFilter, Plugin::NodeAffinity) {
+        return Ok(None);
+    }
+    node_affinity::named_nodes(pod.spec()).map_err(|node_affinity::ConflictingTerms| {
+        Diagnosis::before_nodes(cluster.node_count(), Plugin::NodeAffinity, "pod affinity terms conflict")
+    })
+}

@@ -1,0 +1,9 @@
+//! Pods and nodes as the scheduler reads them: parsed once, compared often.
+
+pub(crate) mod node_affinity;
+pub(crate) mod pod;
+pub(crate) mod ports;
+pub(crate) mod resources;
+pub(crate) mod selector;
+pub(crate) mod taints;
+pub(crate) mod term;

@@ -1,0 +1,90 @@
+//! From a pending pod to a bound one, or to the reason why not.
+
+use std::time::Duration;
+
+use expect_test::expect;
+use rkube_api::k8s::core::v1::Pod;
+use serde_json::json;
+
+use crate::testing::World;
+
+#[tokio::test]
+async fn pods_spread_over_nodes_and_are_told() {
+    let mut world = World::new();
+    for name in ["a", "b", "c"] {
+        world.node(name, "4", |_| {});
+    }
+    world.start();
+    for index in 0..6 {
+        world.pod(&format!("pod-{index}"), "1", |_| {});
+    }
+    world.settle().await;
+    let mut nodes: Vec<_> = (0..6).filter_map(|index| world.node_of(&format!("pod-{index}"))).collect();
+    nodes.sort();
+    assert_eq!(nodes, ["a", "a", "b", "b", "c", "c"]);
+    let events = world.events();
+    assert!(events.contains("Normal Scheduled: Successfully assigned default/pod-0 to "), "{events}");
+}
+
+#[tokio::test]
+async fn a_pod_that_fits_nowhere_is_told_why_and_tried_when_that_changes() {
+    let mut world = World::new();
+    world.node("small", "1", |_| {});
+    world.node("tainted", "8", |node| {
+        node["spec"]["taints"] = json!([{"key": "dedicated", "value": "db", "effect": "NoSchedule"}]);
+    });
+    world.node("cordoned", "8", |node| node["spec"]["unschedulable"] = true.into());
+    world.start();
+    world.pod("pod", "2", |_| {});
+    world.settle().await;
+    expect!["Unschedulable: 0/3 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint(s), 1 node(s) were unschedulable. preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling."].assert_eq(&world.why("pod"));
+    expect!["Warning FailedScheduling: 0/3 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint(s), 1 node(s) were unschedulable. preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling."].assert_eq(&world.events());
+    world.node("cordoned", "8", |_| {});
+    world.run_for(Duration::from_secs(2)).await;
+    assert_eq!(world.node_of("pod").as_deref(), Some("cordoned"));
+}
+
+#[tokio::test]
+async fn without_nodes_pods_wait_for_one() {
+    let mut world = World::new();
+    world.start();
+    world.pod("pod", "1", |_| {});
+    world.pod("foreign", "1", |pod| pod["spec"]["schedulerName"] = "other".into());
+    world.pod("gated", "1", |pod| pod["spec"]["schedulingGates"] = json!([{"name": "wait"}]));
+    world.settle().await;
+    expect!["Unschedulable: no nodes available to schedule pods"].assert_eq(&world.why("pod"));
+    world.node("a", "4", |_| {});
+    world.run_for(Duration::from_secs(2)).await;
+    assert_eq!(world.node_of("pod").as_deref(), Some("a"));
+    assert_eq!((world.node_of("foreign"), world.node_of("gated")), (None, None));
+    world.api.edit::<Pod>("default", "gated", |pod| {
+        pod.spec.as_mut().expect("a spec").scheduling_gates = None;
+    });
+    world.settle().await;
+    assert_eq!(world.node_of("gated").as_deref(), Some("a"));
+}
+
+#[tokio::test]
+async fn a_crash_after_any_write_loses_nothing_and_books_nothing_twice() {
+    for writes in 1..=8 {
+        let mut world = World::new();
+        world.node("a", "2", |_| {});
+        world.node("b", "2", |_| {});
+        for index in 0..5 {
+            world.pod(&format!("pod-{index}"), "1", |_| {});
+        }
+        let (transport, dead) = world.api.connect_until_write(writes);
+        world.start_with(transport);
+        world.settle().await;
+        if dead.is_cancelled() {
+            world.stop();
+            world.start();
+        }
+        world.run_for(Duration::from_secs(20)).await;
+        let nodes: Vec<_> = (0..5).filter_map(|index| world.node_of(&format!("pod-{index}"))).collect();
+        assert_eq!(nodes.len(), 4, "after {writes} writes");
+        for name in ["a", "b"] {
+            assert_eq!(nodes.iter().filter(|node| *node == name).count(), 2, "after {writes} writes");
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The whole scheduler against an API in memory.
+
+mod flow;
