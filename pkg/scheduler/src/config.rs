@@ -176,7 +176,8 @@ impl SchedulerConfig {
         {
             return Err(field("percentageOfNodesToScore", "not in valid range [0-100]"));
         }
-        if let Some(profiles) = value.get("profiles").and_then(Value::as_array).filter(|profiles| !profiles.is_empty()) {
+        if let Some(profiles) = value.get("profiles").and_then(Value::as_array).filter(|profiles| !profiles.is_empty())
+        {
             config.profiles.clear();
             for (index, profile) in profiles.iter().enumerate() {
                 let profile = Profile::from_value(profile, &format!("profiles[{index}]"))?;
@@ -209,7 +210,8 @@ impl Profile {
         for (index, entry) in value["pluginConfig"].as_array().into_iter().flatten().enumerate() {
             let path = format!("{path}.pluginConfig[{index}]");
             let name = entry["name"].as_str().unwrap_or_default();
-            let plugin = Plugin::named(name).ok_or_else(|| field(format!("{path}.name"), format!("{name:?}: unknown plugin")))?;
+            let plugin = Plugin::named(name)
+                .ok_or_else(|| field(format!("{path}.name"), format!("{name:?}: unknown plugin")))?;
             profile.set_args(plugin, &entry["args"], &format!("{path}.args"))?;
         }
         if profile.points[Point::QueueSort as usize].is_empty() {
@@ -222,7 +224,9 @@ impl Profile {
     }
 
     fn apply(&mut self, set: &Value, only: Option<Point>, path: &str) -> Result<(), ConfigError> {
-        let points = || Point::ALL.into_iter().map(|(point, _)| point).filter(move |point| only.is_none_or(|only| only == *point));
+        let points = || {
+            Point::ALL.into_iter().map(|(point, _)| point).filter(move |point| only.is_none_or(|only| only == *point))
+        };
         for (index, entry) in set["disabled"].as_array().into_iter().flatten().enumerate() {
             let name = entry["name"].as_str().unwrap_or_default();
             for point in points() {
@@ -238,7 +242,8 @@ impl Profile {
         for (index, entry) in set["enabled"].as_array().into_iter().flatten().enumerate() {
             let path = format!("{path}.enabled[{index}]");
             let name = entry["name"].as_str().unwrap_or_default();
-            let plugin = Plugin::named(name).ok_or_else(|| field(format!("{path}.name"), format!("{name:?}: unknown plugin")))?;
+            let plugin = Plugin::named(name)
+                .ok_or_else(|| field(format!("{path}.name"), format!("{name:?}: unknown plugin")))?;
             let mut any = false;
             for point in points().filter(|point| plugin.takes_part(*point)) {
                 self.points[point as usize].insert(plugin);
@@ -283,13 +288,20 @@ impl Profile {
             }
             Plugin::VolumeBinding => {
                 if let Some(seconds) = args["bindTimeoutSeconds"].as_i64() {
-                    let seconds = u64::try_from(seconds).map_err(|_| field(format!("{path}.bindTimeoutSeconds"), "invalid BindTimeoutSeconds, should not be a negative value"))?;
+                    let seconds = u64::try_from(seconds).map_err(|_| {
+                        field(
+                            format!("{path}.bindTimeoutSeconds"),
+                            "invalid BindTimeoutSeconds, should not be a negative value",
+                        )
+                    })?;
                     self.bind_timeout = Duration::from_secs(seconds);
                 }
             }
             Plugin::DefaultPreemption => {
                 let number = |name: &str, default: usize| match args[name].as_u64() {
-                    Some(number) => usize::try_from(number).map_err(|_| field(format!("{path}.{name}"), "out of range")),
+                    Some(number) => {
+                        usize::try_from(number).map_err(|_| field(format!("{path}.{name}"), "out of range"))
+                    }
                     None => Ok(default),
                 };
                 self.min_candidate_nodes_percentage = number("minCandidateNodesPercentage", 10)?;
@@ -325,12 +337,17 @@ impl Profile {
                 let points = strategy["requestedToCapacityRatio"]["shape"].as_array().into_iter().flatten();
                 // Scores are given out of 10.
                 let shape: Vec<(i64, i64)> = points
-                    .map(|point| (point["utilization"].as_i64().unwrap_or(0), point["score"].as_i64().unwrap_or(0) * 10))
+                    .map(|point| {
+                        (point["utilization"].as_i64().unwrap_or(0), point["score"].as_i64().unwrap_or(0) * 10)
+                    })
                     .collect();
                 let ascending = shape.windows(2).all(|pair| pair[0].0 < pair[1].0);
                 let in_range = shape.iter().all(|(x, y)| (0..=100).contains(x) && (0..=100).contains(y));
                 if shape.is_empty() || !ascending || !in_range {
-                    return Err(field(path, "at least one point must be specified, utilization ascending in [0-100], score in [0-10]"));
+                    return Err(field(
+                        path,
+                        "at least one point must be specified, utilization ascending in [0-100], score in [0-10]",
+                    ));
                 }
                 Strategy::RequestedToCapacityRatio(shape)
             }
@@ -344,14 +361,22 @@ impl Profile {
         match args["defaultingType"].as_str().unwrap_or("System") {
             "System" if constraints.is_empty() => return Ok(()),
             "List" => {}
-            _ => return Err(field(format!("{path}.defaultingType"), "when .defaultingType is \"System\", .defaultConstraints must be empty")),
+            _ => {
+                return Err(field(
+                    format!("{path}.defaultingType"),
+                    "when .defaultingType is \"System\", .defaultConstraints must be empty",
+                ));
+            }
         }
         self.system_defaulted = false;
         self.default_constraints.clear();
         for (index, value) in constraints.iter().enumerate() {
             let path = format!("{path}.defaultConstraints[{index}]");
             if value.get("labelSelector").is_some_and(|selector| !selector.is_null()) {
-                return Err(field(format!("{path}.labelSelector"), "constraint must not define a selector, as they deduced for each pod"));
+                return Err(field(
+                    format!("{path}.labelSelector"),
+                    "constraint must not define a selector, as they deduced for each pod",
+                ));
             }
             let max_skew = value["maxSkew"].as_i64().and_then(|skew| i32::try_from(skew).ok()).filter(|skew| *skew > 0);
             self.default_constraints.push(TopologySpreadConstraint {

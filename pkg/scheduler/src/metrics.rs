@@ -148,7 +148,11 @@ pub fn register(registry: &mut Registry) {
         metrics.attempts_per_pod.clone(),
     );
     registry.register("scheduler_pending_pods", "Number of pending pods, by the queue type", metrics.pending.clone());
-    registry.register("scheduler_cache_size", "Number of nodes, pods, and assumed pods in the cache", metrics.cache.clone());
+    registry.register(
+        "scheduler_cache_size",
+        "Number of nodes, pods, and assumed pods in the cache",
+        metrics.cache.clone(),
+    );
     registry.register(
         "scheduler_unschedulable_pods",
         "Number of times a plugin refused all nodes it was asked about",

@@ -88,12 +88,7 @@ const TABLE: [Row; Plugin::COUNT] = {
         row(Plugin::NodeResourcesFit, "NodeResourcesFit", &[PreFilter, Filter, PreScore, Score], 1),
         row(Plugin::VolumeRestrictions, "VolumeRestrictions", &[PreFilter, Filter], 0),
         row(Plugin::NodeVolumeLimits, "NodeVolumeLimits", &[PreFilter, Filter], 0),
-        row(
-            Plugin::VolumeBinding,
-            "VolumeBinding",
-            &[PreFilter, Filter, Reserve, PreBind],
-            0,
-        ),
+        row(Plugin::VolumeBinding, "VolumeBinding", &[PreFilter, Filter, Reserve, PreBind], 0),
         row(Plugin::VolumeZone, "VolumeZone", &[PreFilter, Filter], 0),
         row(Plugin::PodTopologySpread, "PodTopologySpread", &[PreFilter, Filter, PreScore, Score], 2),
         row(Plugin::InterPodAffinity, "InterPodAffinity", &[PreFilter, Filter, PreScore, Score], 2),

@@ -73,8 +73,13 @@ impl Scheduler {
         let decider = Decider::new(owners, Arc::clone(&context.random));
         let state = State::new(Arc::clone(&context.config), decider, budgets);
         let bindings = Arc::new(Semaphore::new(context.config.bindings_max.max(1)));
-        let scheduler =
-            Arc::new(Self { context, state: Mutex::new(state), wake: Notify::new(), reports: Reports::default(), bindings });
+        let scheduler = Arc::new(Self {
+            context,
+            state: Mutex::new(state),
+            wake: Notify::new(),
+            reports: Reports::default(),
+            bindings,
+        });
         scheduler.listen::<Pod>(State::pod);
         scheduler.listen::<Node>(State::node);
         scheduler.listen::<Namespace>(State::namespace);

@@ -32,7 +32,13 @@ pub(crate) enum Step {
     /// Write the pod's node to the API; the cluster counts it there already.
     Bind { queued: Queued, node: Arc<str> },
     /// Tell the pod's owner why it has no node.
-    Unfit { queued: Queued, message: String, plugins: PluginSet, preemption: Option<Preemption>, clear_nomination: bool },
+    Unfit {
+        queued: Queued,
+        message: String,
+        plugins: PluginSet,
+        preemption: Option<Preemption>,
+        clear_nomination: bool,
+    },
     /// Nothing is ready; look again at this time, or when told.
     Idle(Option<Duration>),
 }
@@ -85,7 +91,8 @@ impl State {
 
     fn after_unfit(&mut self, queued: Queued, profile: &Profile, mut diagnosis: Diagnosis, now: Duration) -> Step {
         let profile = (queued.profile, profile);
-        let outcome = preempt::preempt(&mut self.decider, &mut self.cluster, &self.budgets, profile, &queued.info, &diagnosis);
+        let outcome =
+            preempt::preempt(&mut self.decider, &mut self.cluster, &self.budgets, profile, &queued.info, &diagnosis);
         diagnosis.postfilter = outcome.message;
         let message = diagnosis.to_string();
         let plugins = diagnosis.plugins;

@@ -96,7 +96,8 @@ fn patch_for(report: &Report, client: &Client) -> Option<Value> {
             && old.message.as_deref() == Some(report.message.as_str())
             && old.observed_generation == generation
     });
-    let nominated = report.nominated.as_deref().filter(|node| *node != report.info.nominated_node().unwrap_or_default());
+    let nominated =
+        report.nominated.as_deref().filter(|node| *node != report.info.nominated_node().unwrap_or_default());
     if same && nominated.is_none() {
         return None;
     }

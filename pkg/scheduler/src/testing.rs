@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rkube_api::k8s::core::v1::{Node, Pod};
 use rkube_api::Kind;
+use rkube_api::k8s::core::v1::{Node, Pod};
 use rkube_apimachinery::clock::{Clock, FakeClock};
 use rkube_apimachinery::random::SeededRandom;
 use rkube_apimachinery::task;

@@ -22,7 +22,9 @@ struct OfNamespace {
 
 fn exact(set: &PodSet) -> Option<(&str, &str)> {
     let requirements = set.selector.requirements().iter();
-    requirements.map(rkube_apimachinery::labels::Requirement::key).find_map(|key| Some((key, set.selector.requires_exact_match(key)?)))
+    requirements
+        .map(rkube_apimachinery::labels::Requirement::key)
+        .find_map(|key| Some((key, set.selector.requires_exact_match(key)?)))
 }
 
 impl PodSetIndex {

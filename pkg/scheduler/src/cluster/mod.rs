@@ -156,7 +156,8 @@ impl Cluster {
 
     pub(crate) fn nodes(&self) -> impl Iterator<Item = (Slot, &NodeState)> {
         let states = (0..).zip(&self.nodes);
-        states.filter_map(|(slot, state)| state.as_ref().filter(|state| state.node.is_some()).map(|state| (slot, state)))
+        states
+            .filter_map(|(slot, state)| state.as_ref().filter(|state| state.node.is_some()).map(|state| (slot, state)))
     }
 
     pub(crate) fn nodes_with_image(&self, name: &str) -> usize {
@@ -341,7 +342,8 @@ impl Cluster {
     /// The pods that were promised the node.
     pub(crate) fn nominated_on(&self, node: &str) -> Vec<Arc<PodInfo>> {
         let uids = self.nominated_by_node.get(node).into_iter().flatten();
-        let mut pods: Vec<_> = uids.filter_map(|uid| self.nominated.get(uid)).map(|(info, _)| Arc::clone(info)).collect();
+        let mut pods: Vec<_> =
+            uids.filter_map(|uid| self.nominated.get(uid)).map(|(info, _)| Arc::clone(info)).collect();
         pods.sort_by(|a, b| a.uid.cmp(&b.uid));
         pods
     }

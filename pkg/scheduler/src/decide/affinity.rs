@@ -146,9 +146,10 @@ pub(crate) struct Filters {
 
 impl Filters {
     pub(crate) fn new(cluster: &Cluster, plan: &Plan) -> Self {
-        let required = plan.required_counts.iter().flat_map(|(_, counts)| {
-            plan.required.iter().map(|topology| Domains::count(cluster, *topology, *counts))
-        });
+        let required = plan
+            .required_counts
+            .iter()
+            .flat_map(|(_, counts)| plan.required.iter().map(|topology| Domains::count(cluster, *topology, *counts)));
         let anti = plan.anti.iter().map(|(topology, _, counts)| Domains::count(cluster, *topology, *counts));
         let mut held: Vec<Domains> = Vec::new();
         for (topology, id) in &plan.held_anti {
@@ -249,10 +250,8 @@ pub(crate) fn score(cluster: &Cluster, plan: &Plan, feasible: &[Slot], weight: i
             held.nodes.for_each(|slot, count| add(*topology, slot, weight * i64::from(count)));
         }
     }
-    let raw: Vec<i64> = feasible
-        .iter()
-        .map(|slot| topologies.iter().filter_map(|domains| domains.at(cluster, *slot)).sum())
-        .collect();
+    let raw: Vec<i64> =
+        feasible.iter().map(|slot| topologies.iter().filter_map(|domains| domains.at(cluster, *slot)).sum()).collect();
     let least = raw.iter().copied().min().unwrap_or(0);
     let range = raw.iter().copied().max().unwrap_or(0) - least;
     if range == 0 {

@@ -121,7 +121,12 @@ struct Share {
     allocatable: i64,
 }
 
-fn shares(resources: &[ResourceWeight], pod: &PodInfo, node: &NodeState, defaults: bool) -> SmallVec<[(i64, Share); 2]> {
+fn shares(
+    resources: &[ResourceWeight],
+    pod: &PodInfo,
+    node: &NodeState,
+    defaults: bool,
+) -> SmallVec<[(i64, Share); 2]> {
     let mut shares = SmallVec::new();
     for resource in resources {
         let name = resource.name.as_str();

@@ -34,7 +34,10 @@ use crate::plugins::{Plugin, Point};
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// The node, and how many would have done.
-    Node { name: Arc<str>, feasible: usize },
+    Node {
+        name: Arc<str>,
+        feasible: usize,
+    },
     /// There are no nodes at all.
     NoNodes,
     Unfit(Diagnosis),

@@ -77,7 +77,8 @@ impl Owners for CachedOwners {
             match (owner.api_version.as_str(), owner.kind.as_str()) {
                 ("v1", "ReplicationController") => {
                     let controller = self.replication_controllers.get_named(namespace, name);
-                    let selector = controller.as_ref().and_then(|controller| controller.spec.as_ref()?.selector.clone());
+                    let selector =
+                        controller.as_ref().and_then(|controller| controller.spec.as_ref()?.selector.clone());
                     labels.extend(selector.unwrap_or_default());
                 }
                 ("apps/v1", "ReplicaSet") => {
@@ -95,6 +96,8 @@ impl Owners for CachedOwners {
                 _ => {}
             }
         }
-        more.requirements().iter().fold(set_selector(&labels), |selector, requirement| selector.and(requirement.clone()))
+        more.requirements()
+            .iter()
+            .fold(set_selector(&labels), |selector, requirement| selector.and(requirement.clone()))
     }
 }

@@ -109,7 +109,12 @@ fn selector_of(constraint: &TopologySpreadConstraint, pod: &PodInfo) -> Selector
     selector
 }
 
-fn resolve(cluster: &mut Cluster, constraint: &TopologySpreadConstraint, selector: Selector, pod: &PodInfo) -> Constraint {
+fn resolve(
+    cluster: &mut Cluster,
+    constraint: &TopologySpreadConstraint,
+    selector: Selector,
+    pod: &PodInfo,
+) -> Constraint {
     let self_match = i64::from(selector.matches(&LabelsOf(pod.labels())));
     // An empty selector counts no pods, though it matches them all.
     let counted = if selector.is_everything() { Selector::nothing() } else { selector };
@@ -155,7 +160,8 @@ impl Domains {
 
 impl Hard {
     pub(crate) fn new(cluster: &Cluster, plan: &Plan, view: &View) -> Self {
-        let slots = || (0..).zip(&view.nodes).filter(|(slot, _)| plan.hard.len() == 1 || has_all(cluster, &plan.hard, *slot));
+        let slots =
+            || (0..).zip(&view.nodes).filter(|(slot, _)| plan.hard.len() == 1 || has_all(cluster, &plan.hard, *slot));
         let constraints = plan.hard.iter().map(|constraint| {
             let topology = cluster.topology(constraint.topology);
             let counts = cluster.counts(constraint.counts);

@@ -95,11 +95,7 @@ impl View {
             soft_taints: score(Plugin::TaintToleration, |_, pod, node| local::soft_taints(pod, node)),
             images: if scored(Plugin::ImageLocality) { small(local::image_score(cluster, pod, node)) } else { 0 },
             fit: score(Plugin::NodeResourcesFit, local::fit_score),
-            balanced: if moot {
-                0
-            } else {
-                score(Plugin::NodeResourcesBalancedAllocation, local::balanced_score)
-            },
+            balanced: if moot { 0 } else { score(Plugin::NodeResourcesBalancedAllocation, local::balanced_score) },
             preference: if scored(Plugin::NodeAffinity) {
                 i32::try_from(local::preference(profile, pod, node)).unwrap_or(i32::MAX)
             } else {

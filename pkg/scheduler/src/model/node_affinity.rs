@@ -62,11 +62,8 @@ pub(crate) fn selector_matches(selector: &NodeSelector, node: NodeLabels<'_>) ->
 /// Whether a node satisfies what the pod requires of nodes: its node selector and its node affinity.
 pub(crate) fn required_matches(spec: &PodSpec, node: NodeLabels<'_>) -> bool {
     let labels = LabelsOf(node.labels);
-    let selected = spec
-        .node_selector
-        .iter()
-        .flatten()
-        .all(|(key, value)| labels.get(key).is_some_and(|present| present == value));
+    let selected =
+        spec.node_selector.iter().flatten().all(|(key, value)| labels.get(key).is_some_and(|present| present == value));
     selected && required(spec).is_none_or(|selector| selector_matches(selector, node))
 }
 
@@ -78,7 +75,8 @@ fn required(spec: &PodSpec) -> Option<&NodeSelector> {
 /// The sum of the weights of the preferences a node meets.
 pub(crate) fn preference(spec: &PodSpec, node: NodeLabels<'_>) -> i64 {
     let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
-    let preferred = affinity.and_then(|affinity| affinity.preferred_during_scheduling_ignored_during_execution.as_ref());
+    let preferred =
+        affinity.and_then(|affinity| affinity.preferred_during_scheduling_ignored_during_execution.as_ref());
     let met = preferred.into_iter().flatten().filter(|term| term.weight != 0 && term_matches(&term.preference, node));
     met.map(|term| i64::from(term.weight)).sum()
 }

@@ -38,9 +38,8 @@ pub(crate) fn is_repelled(tolerations: &[Toleration], taints: &[Taint]) -> bool 
 
 /// How many taints would rather not have the pod.
 pub(crate) fn count_soft(tolerations: &[Toleration], taints: &[Taint]) -> i64 {
-    let soft = |toleration: &&Toleration| {
-        matches!(toleration.effect.as_deref().unwrap_or_default(), "" | "PreferNoSchedule")
-    };
+    let soft =
+        |toleration: &&Toleration| matches!(toleration.effect.as_deref().unwrap_or_default(), "" | "PreferNoSchedule");
     let unwanted = taints.iter().filter(|taint| taint.effect == "PreferNoSchedule").filter(|taint| {
         let value = taint.value.as_deref().unwrap_or_default();
         !tolerations.iter().filter(soft).any(|toleration| tolerates(toleration, &taint.key, value, &taint.effect))

@@ -32,7 +32,10 @@ pub(crate) struct Member<'a> {
 impl PodSet {
     pub(crate) fn contains(&self, pod: Member<'_>) -> bool {
         let namespace = self.namespaces.contains(pod.namespace)
-            || self.namespace_selector.as_ref().is_some_and(|selector| selector.matches(&LabelsOf(pod.namespace_labels)));
+            || self
+                .namespace_selector
+                .as_ref()
+                .is_some_and(|selector| selector.matches(&LabelsOf(pod.namespace_labels)));
         namespace && self.selector.matches(&LabelsOf(pod.labels))
     }
 

@@ -17,12 +17,19 @@ use crate::plugins::Plugin;
 #[derive(Debug)]
 pub(crate) enum Event<'a> {
     NodeAdded(&'a Node),
-    NodeUpdated { old: &'a Node, new: &'a Node },
+    NodeUpdated {
+        old: &'a Node,
+        new: &'a Node,
+    },
     NodeRemoved,
     /// A pod came to a node, left it, or changed there.
     PodAdded(&'a PodInfo, &'a Namespaces),
     PodRemoved(&'a PodInfo, &'a Namespaces),
-    PodUpdated { old: &'a PodInfo, new: &'a PodInfo, namespaces: &'a Namespaces },
+    PodUpdated {
+        old: &'a PodInfo,
+        new: &'a PodInfo,
+        namespaces: &'a Namespaces,
+    },
     NamespaceLabels,
     /// Claims, volumes, classes and what drivers say of nodes.
     Storage,
@@ -31,13 +38,11 @@ pub(crate) enum Event<'a> {
 /// Whether the event may change the plugin's mind about the pod.
 pub(crate) fn may_help(plugin: Plugin, event: &Event<'_>, pod: &PodInfo) -> bool {
     match plugin {
-        Plugin::NodeUnschedulable => node_turned(event, |node| {
-            !unschedulable(node) || taints::tolerates_unschedulable(pod.tolerations())
-        }),
-        Plugin::NodeName => matches!(event, Event::NodeAdded(node) if node.metadata.name.as_deref() == pod.node_name()),
-        Plugin::TaintToleration => {
-            node_turned(event, |node| !taints::is_repelled(pod.tolerations(), taints_of(node)))
+        Plugin::NodeUnschedulable => {
+            node_turned(event, |node| !unschedulable(node) || taints::tolerates_unschedulable(pod.tolerations()))
         }
+        Plugin::NodeName => matches!(event, Event::NodeAdded(node) if node.metadata.name.as_deref() == pod.node_name()),
+        Plugin::TaintToleration => node_turned(event, |node| !taints::is_repelled(pod.tolerations(), taints_of(node))),
         Plugin::NodeAffinity => node_turned(event, |node| node_affinity::required_matches(pod.spec(), labels(node))),
         Plugin::NodePorts => match event {
             Event::NodeAdded(_) => true,
@@ -115,9 +120,7 @@ fn fit(event: &Event<'_>, pod: &PodInfo) -> bool {
                 return false;
             }
             let ((before, pods_before), (after, pods)) = (allocatable(old), allocatable(new));
-            pods > 0
-                && fits(&pod.requests, &after)
-                && (pods > pods_before || increased(&pod.requests, &before, &after))
+            pods > 0 && fits(&pod.requests, &after) && (pods > pods_before || increased(&pod.requests, &before, &after))
         }
         Event::PodRemoved(..) => true,
         Event::PodUpdated { old, new, .. } => increased(&pod.requests, &new.requests, &old.requests),
@@ -131,9 +134,9 @@ fn spread(event: &Event<'_>, pod: &PodInfo) -> bool {
     let concerns = |other: &PodInfo| {
         other.namespace() == pod.namespace()
             && (constraints.is_empty()
-                || constraints.iter().any(|constraint| {
-                    compile(constraint.label_selector.as_ref()).matches(&LabelsOf(other.labels()))
-                }))
+                || constraints
+                    .iter()
+                    .any(|constraint| compile(constraint.label_selector.as_ref()).matches(&LabelsOf(other.labels()))))
     };
     match event {
         Event::NodeAdded(_) | Event::NodeRemoved => true,
@@ -141,7 +144,9 @@ fn spread(event: &Event<'_>, pod: &PodInfo) -> bool {
             old.metadata.labels != new.metadata.labels || taints_of(old) != taints_of(new)
         }
         Event::PodAdded(other, _) | Event::PodRemoved(other, _) => concerns(other),
-        Event::PodUpdated { old, new, .. } => concerns(old) != concerns(new) || old.is_terminating() != new.is_terminating(),
+        Event::PodUpdated { old, new, .. } => {
+            concerns(old) != concerns(new) || old.is_terminating() != new.is_terminating()
+        }
         _ => false,
     }
 }

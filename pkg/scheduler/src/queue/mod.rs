@@ -41,8 +41,12 @@ pub(crate) struct Queued {
 enum Place {
     Active,
     /// After an error, the wait is never cut short.
-    Backoff { error: bool },
-    Unschedulable { group: String },
+    Backoff {
+        error: bool,
+    },
+    Unschedulable {
+        group: String,
+    },
     Gated,
     InFlight,
 }
@@ -234,7 +238,8 @@ impl Queue {
             .collect();
         let mut any = false;
         for key in moved {
-            let uids: Vec<Arc<str>> = self.groups.get(&key).map(|group| group.uids.iter().cloned().collect()).unwrap_or_default();
+            let uids: Vec<Arc<str>> =
+                self.groups.get(&key).map(|group| group.uids.iter().cloned().collect()).unwrap_or_default();
             for uid in uids {
                 self.leave(&uid);
                 any |= self.enter_after_backoff(&uid, now);
@@ -245,7 +250,8 @@ impl Queue {
 
     /// Moves one pod that waits for an event: what it waited for has come about.
     pub(crate) fn activate(&mut self, uid: &str, now: Duration) -> bool {
-        let waits = |queued: &Queued| matches!(queued.place, Place::Unschedulable { .. } | Place::Backoff { error: false });
+        let waits =
+            |queued: &Queued| matches!(queued.place, Place::Unschedulable { .. } | Place::Backoff { error: false });
         if !self.pods.get(uid).is_some_and(waits) {
             return false;
         }
