@@ -154,6 +154,7 @@ impl Pleg {
         let listing = self.runtime.list(None).await?;
         unseen.retain(known, &listing);
         let changed = changed(known, &listing);
+        let mut failed = Vec::new();
         for (uid, pod) in &changed {
             let Some(pod) = pod else {
                 self.cache.remove(uid);
@@ -162,14 +163,16 @@ impl Pleg {
             match self.runtime.pod_status(uid, &pod.namespace, &pod.name).await {
                 Ok(status) => drop(self.cache.set(status)),
                 Err(error) => {
-                    // Forgotten, so that the next round sees a difference again.
+                    // Forgotten, so that the next round sees a difference again. The others go on.
                     tracing::warn!(%uid, %error, "Pod was not read from the runtime");
-                    known.pods.remove(uid);
-                    return Err(error);
+                    failed.push(uid.clone());
                 }
             }
         }
         *known = listing;
+        for uid in failed {
+            known.pods.remove(&uid);
+        }
         for (uid, _) in &changed {
             (self.notify)(uid);
         }

@@ -6,16 +6,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-use rkube_cri::RuntimeError;
 use rkube_cri::v1::{
     ContainerFilter, ContainerStatus, ContainerStatusRequest, ListContainersRequest, ListPodSandboxRequest,
     PodSandboxFilter, PodSandboxStatusRequest,
 };
+use rkube_cri::{Code, RuntimeError};
 
 use crate::pod::PodUid;
 use crate::runtime::Runtime;
 use crate::runtime::labels::{self, ContainerLabels};
-use crate::runtime::state::{RuntimePod, State, container_from_status, sandbox_from_status, uid_of};
+use crate::runtime::state::{RuntimePod, State, container_from_status, sandbox_from_list, sandbox_from_status, uid_of};
 
 /// Longest termination message kept, upstream's `MaxContainerTerminationMessageLength`.
 const MESSAGE_BYTES_MAX: u64 = 4096;
@@ -96,11 +96,16 @@ impl Runtime {
         let (sandboxes, containers) = futures_util::try_join!(sandboxes, containers)?;
         let mut pod = RuntimePod::new(uid.clone(), namespace, name);
         for sandbox in sandboxes.items {
-            let request = PodSandboxStatusRequest { pod_sandbox_id: sandbox.id, verbose: false };
+            let request = PodSandboxStatusRequest { pod_sandbox_id: sandbox.id.clone(), verbose: false };
             match self.service.pod_sandbox_status(request).await {
                 Ok(answer) => pod.sandboxes.extend(answer.status.as_ref().map(sandbox_from_status)),
                 // Gone between the two calls.
                 Err(error) if error.is_not_found() => {}
+                // Its network is broken, which is no reason to be unable to stop it.
+                Err(error) if error.code() == Code::Unknown => {
+                    tracing::warn!(id = sandbox.id, %error, "Sandbox was not read, only listed");
+                    pod.sandboxes.push(sandbox_from_list(&sandbox));
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -170,6 +170,19 @@ pub(crate) fn sandbox_from_status(status: &v1::PodSandboxStatus) -> RuntimeSandb
     }
 }
 
+/// A sandbox of which only the list tells: without addresses, so that it is replaced.
+pub(crate) fn sandbox_from_list(sandbox: &v1::PodSandbox) -> RuntimeSandbox {
+    RuntimeSandbox {
+        id: sandbox.id.clone(),
+        attempt: sandbox.metadata.as_ref().map_or(0, |metadata| metadata.attempt),
+        ready: sandbox.state == v1::PodSandboxState::SandboxReady as i32,
+        created_at: timestamp(sandbox.created_at),
+        ips: vec![],
+        host_network: false,
+        runtime_handler: sandbox.runtime_handler.clone(),
+    }
+}
+
 pub(crate) fn container_from_status(status: &v1::ContainerStatus, sandbox_id: &str) -> RuntimeContainer {
     let labels = ContainerLabels::read(&status.annotations);
     let spec = status.image.clone().unwrap_or_default();
