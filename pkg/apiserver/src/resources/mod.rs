@@ -48,6 +48,9 @@ async fn answer(server: &Arc<Inner>, scope: Scope, request: Request<Body>) -> Re
         return proxy::connect(server, scope, &row, request).await;
     }
     let verb = verb(&scope, &row)?;
+    if let Some(text) = deprecation(&row) {
+        scope.context.warn(text);
+    }
     let target = Target { scope, row };
     let body = |request: Request<Body>| request.into_body();
     let Some(store) = server.registry.store(&target.row.gvr()) else {
@@ -66,6 +69,17 @@ async fn answer(server: &Arc<Inner>, scope: Scope, request: Request<Body>) -> Re
         _ => return Err(method_not_allowed()),
     };
     answer.await
+}
+
+/// What upstream says of an API that is to be left.
+///
+/// Behaves as `k8s.io/apiserver/pkg/endpoints/deprecation`, v1.36.
+fn deprecation(row: &SharedResource) -> Option<&'static str> {
+    match (row.group.as_ref(), row.version.as_ref(), row.plural.as_ref()) {
+        ("", "v1", "componentstatuses") => Some("v1 ComponentStatus is deprecated in v1.19+"),
+        ("", "v1", "endpoints") => Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
+        _ => None,
+    }
 }
 
 /// Whether the shape of the path fits the row: 404 otherwise.

@@ -204,7 +204,6 @@ fn component_statuses(
             "conditions": [{"type": "Healthy", "status": "True", "message": "ok"}],
         })
     };
-    target.scope.context.warn("v1 ComponentStatus is deprecated in v1.19+");
     let names = ["controller-manager", "etcd-0", "scheduler"];
     let objects = |names: &[&str]| -> Vec<Arc<rkube_api::StoredObject>> {
         names

@@ -88,6 +88,7 @@ pub(crate) struct ControlPlane {
     api: ApiServer,
     listener: Listener,
     service_ip: IpAddr,
+    advertise: IpAddr,
     /// What pods verify the server with.
     root_ca: String,
     stop: CancellationToken,
@@ -175,12 +176,13 @@ impl ControlPlane {
             request_timeout: REQUEST_TIMEOUT,
         });
         let root_ca = tree.cluster.certificate_pem().to_owned();
-        Ok(Self { config, clock, random, storage, registry, api, listener, service_ip, root_ca, stop })
+        Ok(Self { config, clock, random, storage, registry, api, listener, service_ip, advertise, root_ca, stop })
     }
 
     /// Everything that runs, in the order it starts.
     pub(crate) fn components(self) -> Result<Vec<Box<dyn Component>>, OpenError> {
-        let Self { config, clock, random, storage, registry, api, listener, service_ip, root_ca, stop } = self;
+        let Self { config, clock, random, storage, registry, api, listener, service_ip, advertise, root_ca, stop } =
+            self;
         let controllers = controllers(&config, client(&api, "kube-controller-manager", &clock, &random), root_ca);
         let node = match &config.agent {
             Some(agent) => {
@@ -196,6 +198,7 @@ impl ControlPlane {
         let https_port = config.https_listen_port;
         let api_server = component("kube-apiserver", &[], move |ready, shutdown| async move {
             seed::run(&seeder, service_ip, https_port).await?;
+            seed::announce(&seeder, advertise, https_port).await?;
             let closing = CancellationToken::new();
             let serving = listener.serve(Arc::new(api.clone()), closing.clone(), DRAIN_TIMEOUT);
             tokio::pin!(serving);

@@ -1,5 +1,5 @@
 //! What every cluster holds from its first moment: namespaces, roles and bindings, priority classes, the
-//! `kubernetes` Service. Reconciled at each start: what is missing is made, what an administrator changed
+//! `kubernetes` Service and where it leads. Reconciled at each start: what is missing is made, what an administrator changed
 //! within the rules stays.
 //!
 //! Behaves as `pkg/controlplane/controller/{systemnamespaces,kubernetesservice}` and
@@ -8,7 +8,8 @@
 use std::net::IpAddr;
 
 use rkube_api::Kind;
-use rkube_api::k8s::core::v1::{Namespace, Service};
+use rkube_api::k8s::core::v1::{Endpoints, Namespace, Service};
+use rkube_api::k8s::discovery::v1::EndpointSlice;
 use rkube_api::k8s::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding};
 use rkube_api::k8s::scheduling::v1::PriorityClass;
 use rkube_apiserver::rbac::{bootstrap, rule};
@@ -72,6 +73,48 @@ pub(crate) async fn run(client: &Client, service_ip: IpAddr, https_port: u16) ->
         }
     });
     ensure::<Service>(client, &typed(service), |_, _| false).await
+}
+
+/// Says where the `kubernetes` Service leads: to this server. Pods find the API through it.
+///
+/// Behaves as `pkg/controlplane/reconcilers`, v1.36, for one server. A loopback address leads nowhere for
+/// others, so it is not announced.
+pub(crate) async fn announce(client: &Client, address: IpAddr, https_port: u16) -> Result<(), SeedError> {
+    if address.is_loopback() || address.is_unspecified() {
+        return Ok(());
+    }
+    let endpoints = json!({
+        "metadata": {
+            "name": "kubernetes", "namespace": "default",
+            "labels": { "endpointslice.kubernetes.io/skip-mirror": "true" }
+        },
+        "subsets": [{
+            "addresses": [{ "ip": address.to_string() }],
+            "ports": [{ "name": "https", "port": https_port, "protocol": "TCP" }]
+        }]
+    });
+    ensure::<Endpoints>(client, &typed(endpoints), |have, wanted| {
+        let changed = have.subsets != wanted.subsets;
+        have.subsets.clone_from(&wanted.subsets);
+        changed
+    })
+    .await?;
+    let slice = json!({
+        "metadata": {
+            "name": "kubernetes", "namespace": "default",
+            "labels": { "kubernetes.io/service-name": "kubernetes" }
+        },
+        "addressType": if address.is_ipv4() { "IPv4" } else { "IPv6" },
+        "endpoints": [{ "addresses": [address.to_string()], "conditions": { "ready": true } }],
+        "ports": [{ "name": "https", "port": https_port, "protocol": "TCP" }]
+    });
+    ensure::<EndpointSlice>(client, &typed(slice), |have, wanted| {
+        let changed = have.endpoints != wanted.endpoints || have.ports != wanted.ports;
+        have.endpoints.clone_from(&wanted.endpoints);
+        have.ports.clone_from(&wanted.ports);
+        changed
+    })
+    .await
 }
 
 fn typed<K: Kind>(value: serde_json::Value) -> K {
