@@ -1,0 +1,98 @@
+//! Two nodes with a cable between them.
+
+use rkube_network::netlink::Socket;
+use rkube_network::netlink::route::PROTOCOL;
+use rkube_network::node::{Backend, Peer, View};
+use serde_json::json;
+
+use crate::host::{Host, is_root};
+
+fn peer(host: &Host) -> Peer {
+    Peer { name: host.address.to_string(), pods: host.pods, address: host.address }
+}
+
+fn view(host: &Host, peers: Vec<Peer>) -> View {
+    View { pods: Some(host.pods), address: Some(host.address), peers, problems: Vec::new() }
+}
+
+fn pair(backend: Backend) -> (Host, Host) {
+    let (a, b) = (Host::new("10.42.0.0/24", "192.0.2.1"), Host::new("10.42.1.0/24", "192.0.2.2"));
+    a.wire(&b);
+    // Twice: the second time finds everything in place.
+    for _ in 0..2 {
+        a.ensure(backend, &view(&a, vec![peer(&b)]));
+        b.ensure(backend, &view(&b, vec![peer(&a)]));
+    }
+    (a, b)
+}
+
+fn own_routes(host: &Host) -> usize {
+    let routes = host.space.within(|| Socket::route().unwrap().routes().unwrap());
+    routes.iter().filter(|route| route.protocol == PROTOCOL).count()
+}
+
+fn pods_reach_pods_across(backend: Backend) {
+    if !is_root() {
+        return;
+    }
+    let (a, b) = pair(backend);
+    let (pod_a, address_a) = a.pod("a", json!({}));
+    let (pod_b, address_b) = b.pod("b", json!({}));
+    let (on_a, on_b) = (pod_a.listen("0.0.0.0:80"), pod_b.listen("0.0.0.0:80"));
+    // Pods see each other's addresses, and full packets get through.
+    assert_eq!(pod_a.reach(&format!("{address_b}:80"), &on_b, 300_000).to_string(), address_a);
+    assert_eq!(pod_b.reach(&format!("{address_a}:80"), &on_a, 300_000).to_string(), address_b);
+    a.space.reach(&format!("{address_b}:80"), &on_b, 10);
+
+    // Out of the cluster a pod has its node's address.
+    let outside = b.space.listen("192.0.2.2:90");
+    assert_eq!(pod_a.reach("192.0.2.2:90", &outside, 10).to_string(), "192.0.2.1");
+
+    assert_eq!(own_routes(&a), 1);
+    a.ensure(backend, &view(&a, Vec::new()));
+    assert_eq!(own_routes(&a), 0);
+}
+
+#[test]
+fn vxlan() {
+    pods_reach_pods_across(Backend::Vxlan);
+}
+
+#[test]
+fn host_gateway() {
+    pods_reach_pods_across(Backend::HostGw);
+}
+
+#[test]
+fn host_ports_lead_to_the_pod_from_everywhere() {
+    if !is_root() {
+        return;
+    }
+    let (a, b) = pair(Backend::Vxlan);
+    let mapping = |host_port: u16, host_ip: &str| {
+        json!({
+            "hostPort": host_port, "containerPort": 80, "protocol": "tcp", "hostIP": host_ip,
+        })
+    };
+    let ports = json!({"runtimeConfig": {"portMappings": [mapping(8080, ""), mapping(8081, "127.0.0.1")]}});
+    let (pod, _) = a.pod("a", ports.clone());
+    let (neighbour, neighbour_address) = a.pod("n", json!({}));
+    let listener = pod.listen("0.0.0.0:80");
+    assert_eq!(b.space.reach("192.0.2.1:8080", &listener, 10).to_string(), "192.0.2.2");
+    assert_eq!(neighbour.reach("192.0.2.1:8080", &listener, 10).to_string(), neighbour_address);
+    a.space.reach("127.0.0.1:8080", &listener, 10);
+    a.space.reach("127.0.0.1:8081", &listener, 10);
+    a.space.reach("192.0.2.1:8080", &listener, 10);
+    pod.reach("192.0.2.1:8080", &listener, 10);
+    assert!(b.space.connect("192.0.2.1:8081").is_err());
+
+    // The frame is laid anew, as by an agent that restarts: host ports stay.
+    a.ensure(Backend::Vxlan, &view(&a, vec![peer(&b)]));
+    b.space.reach("192.0.2.1:8080", &listener, 10);
+
+    let other = crate::host::Space::new();
+    let error = a.cni("ADD", "other", Some(&other), ports).unwrap_err();
+    assert_eq!(error.message, "host port 8080 is in use by container a");
+    a.cni("DEL", "a", Some(&pod), json!({})).unwrap();
+    assert!(b.space.connect("192.0.2.1:8080").is_err());
+}
