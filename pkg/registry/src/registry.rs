@@ -28,7 +28,6 @@ use crate::managed::Ownership;
 use crate::metrics::RegistryMetrics;
 use crate::store::Store;
 use crate::store::core::Core;
-use crate::strategy::generic::{GenericStatusStrategy, GenericStrategy};
 use crate::strategy::{Registration, SharedStrategy};
 use crate::subresource::scale::ScalePaths;
 use crate::subresource::token::TokenSigner;
@@ -76,6 +75,8 @@ pub enum RegistryError {
         #[source]
         source: StorageError,
     },
+    #[error("{resource} has no strategy")]
+    NoStrategy { resource: String },
     #[error("making the default ServiceCIDR: {0}")]
     DefaultServiceCidr(ApiStatus),
 }
@@ -150,7 +151,7 @@ impl Registry {
         let allocators = Allocators::new(&shared, &config);
         let mut stores = Stores::new();
         for rows in groups {
-            let strategies = strategies_of(&rows, &config);
+            let strategies = strategies_of(&rows, &config)?;
             add_stores(&mut stores, &shared, &routes, rows, strategies, &allocators);
         }
         shared.stores.store(Arc::new(stores));
@@ -283,29 +284,18 @@ fn new_cache(rows: &[SharedResource], clock: &SharedClock) -> Arc<Cache> {
     Arc::new(Cache::new(prefix_of(rows), namespaced, &fields_of(rows), clock.clone()))
 }
 
-fn strategies_of(rows: &[SharedResource], config: &Config) -> RuntimeStrategies {
+fn strategies_of(rows: &[SharedResource], config: &Config) -> Result<RuntimeStrategies, RegistryError> {
     let registered = rows
         .iter()
         .find_map(|row| config.strategies.iter().find(|known| known.group == row.group && known.plural == row.plural));
-    let scale = rows.iter().find_map(|row| ScalePaths::builtin(row));
-    if let Some(registered) = registered {
-        return RuntimeStrategies {
-            scale,
-            schema: config.schema.clone(),
-            main: registered.main.clone(),
-            subresources: registered.subresources.clone(),
-        };
-    }
-    let name = rows.first().map(|row| row.group_resource().to_string()).unwrap_or_default();
-    tracing::warn!(resource = name, "Served a resource without a strategy of its own");
-    let has_status = rows.iter().any(|row| row.subresource("status").is_some());
-    let status: SharedStrategy = Arc::new(GenericStatusStrategy { allow_unconditional_update: true });
-    RuntimeStrategies {
+    let name = || rows.first().map(|row| row.group_resource().to_string()).unwrap_or_default();
+    let registered = registered.ok_or_else(|| RegistryError::NoStrategy { resource: name() })?;
+    Ok(RuntimeStrategies {
         schema: config.schema.clone(),
-        main: Arc::new(GenericStrategy { has_status, allow_unconditional_update: true }),
-        subresources: has_status.then_some(("status", status)).into_iter().collect(),
-        scale,
-    }
+        main: registered.main.clone(),
+        subresources: registered.subresources.clone(),
+        scale: rows.iter().find_map(|row| ScalePaths::builtin(row)),
+    })
 }
 
 /// Allocation for Services, where ranges are configured.

@@ -15,6 +15,7 @@ use rkube_apimachinery::status::ApiStatus;
 use rkube_registry::options::{CreateOptions, DeleteOptions, ListOptions, UpdateOptions};
 use rkube_registry::store::{Answer, Deleted, ListPage, Patch, Target, WatchEvent, Watcher, Written};
 use rkube_registry::strategy::Registration;
+use rkube_registry::strategy::generic::{GenericStatusStrategy, GenericStrategy};
 use rkube_registry::{
     Config, Registry, RequestContext, Store, StrategyContext, TokenPolicy, TokenSigner, TokenToSign, TypedStrategy,
 };
@@ -129,13 +130,21 @@ pub(crate) fn config() -> Config {
         let resource = GroupVersionResource::new(group, "v1", plural);
         rkube_api::resource(&resource).expect("a row").clone()
     };
+    let mut strategies = vec![
+        Registration::new("", "configmaps", Maps),
+        Registration::new("", "pods", Pods).status(PodStatus),
+        Registration::new("coordination.k8s.io", "leases", Careful),
+    ];
+    // The rest takes what comes: these tests are about the stores.
+    strategies.extend(served.map(|(group, plural)| Registration {
+        group,
+        plural,
+        main: Arc::new(GenericStrategy { has_status: true, allow_unconditional_update: true }),
+        subresources: vec![("status", Arc::new(GenericStatusStrategy { allow_unconditional_update: true }))],
+    }));
     Config {
         resources: served.map(row).to_vec(),
-        strategies: vec![
-            Registration::new("", "configmaps", Maps),
-            Registration::new("", "pods", Pods).status(PodStatus),
-            Registration::new("coordination.k8s.io", "leases", Careful),
-        ],
+        strategies,
         token_signer: Some(Arc::new(Signer)),
         ..Config::default()
     }
