@@ -34,6 +34,8 @@ pub struct ControllerConfig {
     pub horizontal_pod_autoscaler_cpu_initialization_period: Duration,
     pub horizontal_pod_autoscaler_initial_readiness_delay: Duration,
     pub cluster_signing_duration: Duration,
+    /// Signs the certificates of kubelets and clients; without one nothing is signed.
+    pub signing_authority: Option<rkube_pki::CertificateAuthority>,
     /// The PEM bundle that pods trust the API server with.
     pub root_ca: String,
     /// Unused for this long before legacy tokens are deleted.
@@ -65,6 +67,7 @@ impl Default for ControllerConfig {
             horizontal_pod_autoscaler_cpu_initialization_period: Duration::from_secs(300),
             horizontal_pod_autoscaler_initial_readiness_delay: Duration::from_secs(30),
             cluster_signing_duration: Duration::from_secs(365 * 24 * 3600),
+            signing_authority: None,
             root_ca: String::new(),
             legacy_service_account_token_clean_up_period: Duration::from_secs(365 * 24 * 3600),
             endpoints_per_slice_max: 100,

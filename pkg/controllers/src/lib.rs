@@ -11,6 +11,7 @@ mod run;
 
 mod common;
 
+mod certificates;
 mod deployment;
 mod endpoints;
 mod endpointslice;

@@ -8,13 +8,15 @@ use tracing::{error, info, info_span};
 
 use crate::context::{ControllerContext, Descriptor};
 use crate::{
-    deployment, endpoints, endpointslice, garbagecollector, namespace, node_ipam, nodelifecycle, replicaset, root_ca,
+    certificates, deployment, endpoints, endpointslice, garbagecollector, namespace, node_ipam, nodelifecycle, replicaset, root_ca,
     serviceaccount, taint_eviction,
 };
 
 /// All controllers, by name.
 pub fn descriptors() -> &'static [Descriptor] {
     &[
+        certificates::APPROVER,
+        certificates::SIGNER,
         deployment::DEPLOYMENT,
         endpoints::ENDPOINTS,
         endpointslice::ENDPOINTSLICE,

@@ -41,12 +41,17 @@ impl Objects {
 
     /// All objects of a namespace (all namespaces if empty) from the watch cache.
     pub async fn list<K: Kind>(&self, namespace: &str) -> Result<Vec<Arc<K>>, ApiStatus> {
-        self.list_at(namespace, "0").await
+        self.list_at(namespace, "0", "").await
+    }
+
+    /// The objects a field selector leaves, from the watch cache.
+    pub async fn select<K: Kind>(&self, namespace: &str, field_selector: &str) -> Result<Vec<Arc<K>>, ApiStatus> {
+        self.list_at(namespace, "0", field_selector).await
     }
 
     /// All objects of a namespace as the datastore has them now.
     pub async fn list_live<K: Kind>(&self, namespace: &str) -> Result<Vec<Arc<K>>, ApiStatus> {
-        self.list_at(namespace, "").await
+        self.list_at(namespace, "", "").await
     }
 
     /// Writes an object's status, if the object is still the version that was read.
@@ -58,8 +63,14 @@ impl Objects {
         Ok(())
     }
 
-    async fn list_at<K: Kind>(&self, namespace: &str, version: &str) -> Result<Vec<Arc<K>>, ApiStatus> {
-        let options = ListOptions { resource_version: version.to_owned(), ..ListOptions::default() };
+    async fn list_at<K: Kind>(
+        &self,
+        namespace: &str,
+        version: &str,
+        field_selector: &str,
+    ) -> Result<Vec<Arc<K>>, ApiStatus> {
+        let (resource_version, field_selector) = (version.to_owned(), field_selector.to_owned());
+        let options = ListOptions { resource_version, field_selector, ..ListOptions::default() };
         let page = self.store::<K>()?.list(&self.context, namespace, &options).await?;
         page.items.iter().map(|item| item.typed::<K>().map_err(undecodable)).collect()
     }

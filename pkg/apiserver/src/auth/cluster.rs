@@ -5,6 +5,7 @@
 use futures_util::future::BoxFuture;
 
 use super::basic::{CertificateAuthenticator, StaticTokens, bearer_token};
+use super::bootstrap_token::BootstrapTokens;
 use super::service_account::Verifier;
 use super::{Authenticated, AuthenticationError, Authenticator, Credentials};
 
@@ -12,6 +13,7 @@ pub struct ClusterAuthenticator {
     pub certificates: CertificateAuthenticator,
     pub tokens: StaticTokens,
     pub service_accounts: Verifier,
+    pub bootstrap: BootstrapTokens,
 }
 
 impl ClusterAuthenticator {
@@ -22,7 +24,8 @@ impl ClusterAuthenticator {
         if self.service_accounts.is_ours(token) {
             return self.service_accounts.verify(token, audiences).await.map(Some);
         }
-        Ok(None)
+        let user = self.bootstrap.verify(token).await?;
+        Ok(user.map(|user| Authenticated { user, audiences: Vec::new() }))
     }
 }
 

@@ -3,9 +3,11 @@
 
 pub mod attributes;
 pub mod basic;
+pub mod bootstrap_token;
 pub mod cluster;
 pub mod flow;
 pub mod impersonation;
+pub mod node;
 pub mod service_account;
 
 use std::sync::Arc;
