@@ -42,9 +42,21 @@ fn start_approver(context: &ControllerContext) -> Running {
     let requests = context.informers.informer::<CertificateSigningRequest>();
     let nodes = context.informers.informer::<Node>();
     let queue: WorkQueue<ObjectKey> = context.queue("certificate");
-    let controller =
-        Arc::new(Approver { client: context.client_for(APPROVING), requests: requests.lister(), nodes: nodes.lister() });
+    let controller = Arc::new(Approver {
+        client: context.client_for(APPROVING),
+        requests: requests.lister(),
+        nodes: nodes.lister(),
+    });
     enqueue_all(&requests, &queue);
+    // A serving certificate waits for the addresses of its node.
+    let (pending, keys) = (requests.lister(), queue.clone());
+    nodes.add_handler(move |_| {
+        for request in pending.list_all("") {
+            if !is_issued(&request) && request.spec.signer_name == KUBELET_SERVING {
+                keys.add(ObjectKey::cluster(request.metadata.name.as_deref().unwrap_or_default()));
+            }
+        }
+    });
     context.run(APPROVING, &queue, &controller, 1)
 }
 
@@ -66,7 +78,11 @@ fn has(request: &CertificateSigningRequest, kind: &str) -> bool {
 }
 
 fn is_issued(request: &CertificateSigningRequest) -> bool {
-    request.status.as_ref().and_then(|status| status.certificate.as_ref()).is_some_and(|certificate| !certificate.0.is_empty())
+    request
+        .status
+        .as_ref()
+        .and_then(|status| status.certificate.as_ref())
+        .is_some_and(|certificate| !certificate.0.is_empty())
 }
 
 /// What is wrong with a request for its signer; nothing for one that may be signed.
@@ -76,7 +92,8 @@ fn refused(signer: &str, asked: &SigningRequest, usages: &[String]) -> Option<&'
     let is_node = asked.organizations == [NODES] && asked.common_name.starts_with(NODE_PREFIX);
     match signer {
         KUBELET_CLIENT => {
-            let names = asked.dns_names.len() + asked.ip_addresses.len() + asked.email_addresses.len() + asked.uris.len();
+            let names =
+                asked.dns_names.len() + asked.ip_addresses.len() + asked.email_addresses.len() + asked.uris.len();
             if !is_node {
                 return Some("the subject is not a node's");
             }
@@ -117,7 +134,11 @@ struct Approver {
 
 impl Approver {
     /// Why a request is approved without a person; `None` leaves it to one.
-    async fn reason(&self, request: &CertificateSigningRequest, asked: &SigningRequest) -> Result<Option<&'static str>, ClientError> {
+    async fn reason(
+        &self,
+        request: &CertificateSigningRequest,
+        asked: &SigningRequest,
+    ) -> Result<Option<&'static str>, ClientError> {
         let spec = &request.spec;
         let by_itself = spec.username.as_deref() == Some(asked.common_name.as_str());
         match spec.signer_name.as_str() {
@@ -187,14 +208,16 @@ impl Reconciler for Approver {
         let Some(reason) = reason else { return Ok(Requeue::Never) };
         let mut approved = CertificateSigningRequest::clone(&request);
         let now = Time(self.client.clock().now());
-        approved.status.get_or_insert_default().conditions.get_or_insert_default().push(CertificateSigningRequestCondition {
-            type_: "Approved".to_owned(),
-            status: "True".to_owned(),
-            reason: Some("AutoApproved".to_owned()),
-            message: Some(reason.to_owned()),
-            last_update_time: Some(now),
-            ..CertificateSigningRequestCondition::default()
-        });
+        approved.status.get_or_insert_default().conditions.get_or_insert_default().push(
+            CertificateSigningRequestCondition {
+                type_: "Approved".to_owned(),
+                status: "True".to_owned(),
+                reason: Some("AutoApproved".to_owned()),
+                message: Some(reason.to_owned()),
+                last_update_time: Some(now),
+                ..CertificateSigningRequestCondition::default()
+            },
+        );
         let api = self.client.all::<CertificateSigningRequest>();
         let body = rkube_api::Kind::to_value(&approved);
         let outcome = api.dynamic().update_subresource(&key.name, "approval", &body).await;
@@ -243,7 +266,9 @@ impl Reconciler for Signer {
                     server: asks("server auth"),
                     client: asks("client auth"),
                 };
-                let pem = authority.sign(&asked, granted, lifetime, now).map_err(|error| SyncError::other(format!("signing a certificate: {error}")))?;
+                let pem = authority
+                    .sign(&asked, granted, lifetime, now)
+                    .map_err(|error| SyncError::other(format!("signing a certificate: {error}")))?;
                 status.certificate = Some(rkube_api::ByteString(pem.into_bytes()));
             }
             (_, fault) => {

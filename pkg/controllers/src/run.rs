@@ -8,8 +8,8 @@ use tracing::{error, info, info_span};
 
 use crate::context::{ControllerContext, Descriptor};
 use crate::{
-    certificates, deployment, endpoints, endpointslice, garbagecollector, namespace, node_ipam, nodelifecycle, replicaset, root_ca,
-    serviceaccount, taint_eviction,
+    certificates, deployment, endpoints, endpointslice, garbagecollector, namespace, node_ipam, nodelifecycle,
+    replicaset, root_ca, serviceaccount, taint_eviction,
 };
 
 /// All controllers, by name.

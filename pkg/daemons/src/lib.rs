@@ -4,6 +4,7 @@ mod address;
 pub mod agent;
 pub mod component;
 pub mod config;
+mod join;
 mod node;
 pub mod notify;
 pub mod server;

@@ -5,27 +5,41 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use rkube_api::k8s::core::v1::Taint;
 use rkube_apimachinery::clock::SharedClock;
 use rkube_client::{Client, InformerFactory};
 use rkube_cri::{Remote, RuntimeError};
 use rkube_dns::zone::Zone;
 use rkube_dns::{DnsConfig, DnsServer};
+use rkube_http::listener::Listener;
+use rkube_http::tls::{self, ClientVerifier};
+use rkube_kubelet::server::KubeletServer;
+use rkube_kubelet::server::auth::Webhook;
 use rkube_kubelet::volumes::mounter::KernelMounter;
 use rkube_kubelet::{Dependencies, Kubelet, KubeletConfig};
 
-use crate::component::{Component, component};
+use rkube_pki::tree::Names;
+use rkube_pki::{CertifiedKey, authority};
+use tokio::net::TcpListener;
+
+use crate::component::{Component, ComponentError, component};
 use crate::config::NodeConfig;
-use crate::version;
+use crate::{join, version};
 
 const DNS_PORT: u16 = 53;
+/// How long streams and logs may take to end when the node stops.
+const SERVER_DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a node knows of its cluster.
 #[derive(Clone, Debug)]
 pub(crate) struct ClusterFacts {
     pub(crate) dns: IpAddr,
     pub(crate) domain: String,
+    /// The network of pods, in CIDR notation.
+    pub(crate) pods: String,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +63,7 @@ pub(crate) fn components(
     cluster: &ClusterFacts,
     client: &Client,
     clock: &SharedClock,
+    trust: Trust,
     after: &'static [&'static str],
 ) -> Result<Vec<Box<dyn Component>>, NodeError> {
     let endpoint = match &config.container_runtime_endpoint {
@@ -61,7 +76,14 @@ pub(crate) fn components(
         None => super::address::of_default_route().map_err(NodeError::Address)?,
     };
     Ok(vec![
-        kubelet(kubelet_config(config, agent_folder, cluster, address), runtime, client.clone(), clock.clone(), after),
+        kubelet(
+            kubelet_config(config, agent_folder, cluster, address),
+            runtime,
+            client.clone(),
+            clock.clone(),
+            Serving { trust, names: names(&config.node_name, address) },
+            after,
+        ),
         dns(config, cluster, client.clone(), clock.clone(), after),
     ])
 }
@@ -96,26 +118,75 @@ fn taint(text: &str) -> Taint {
     Taint { key: key.to_owned(), value, effect: effect.to_owned(), ..Taint::default() }
 }
 
+/// Whom the kubelet's server trusts, and what it shows.
+pub(crate) struct Trust {
+    /// PEM of the cluster's authority.
+    pub(crate) authority: String,
+    /// The serving certificate; a worker asks the cluster for its own.
+    pub(crate) serving: Option<CertifiedKey>,
+}
+
+struct Serving {
+    trust: Trust,
+    names: Names,
+}
+
+/// What a kubelet is reached by.
+pub(crate) fn names(node_name: &str, address: IpAddr) -> Names {
+    Names { dns_names: vec![node_name.to_owned()], ip_addresses: vec![address] }
+}
+
 fn kubelet(
     config: KubeletConfig,
     runtime: Remote,
     client: Client,
     clock: SharedClock,
+    serving: Serving,
     after: &'static [&'static str],
 ) -> Box<dyn Component> {
     component("kubelet", after, move |ready, shutdown| async move {
+        let (node_name, port) = (config.node_name.clone(), config.port);
+        let node = client.clone();
         let importer = Some(runtime.containerd());
         let runtime = Arc::new(runtime);
         let dependencies = Dependencies {
             client,
-            clock,
+            clock: clock.clone(),
             runtime: runtime.clone(),
             images: runtime,
             mounter: Arc::new(KernelMounter),
             importer,
         };
         let kubelet = Kubelet::new(config, dependencies, shutdown.token());
-        kubelet.run(|| ready.ready()).await.map_err(Into::into)
+        let inner = kubelet.inner();
+        let (registered, is_registered) = tokio::sync::oneshot::channel::<()>();
+        let running = kubelet.run(move || {
+            // The server below has ended if nobody waits.
+            let _ = registered.send(());
+            ready.ready();
+        });
+        let stop = shutdown.token();
+        let server = async {
+            if is_registered.await.is_err() {
+                return Ok(());
+            }
+            let pair = match serving.trust.serving {
+                Some(pair) => pair,
+                None => join::serving_certificate(&node, &clock, &node_name, &serving.names).await?,
+            };
+            let roots = tls::roots(&authority::certificates(&serving.trust.authority, "cluster CA")?)?;
+            let config = tls::server_config(pair.chain()?, pair.key()?, &roots)?;
+            let access = Webhook::new(node, clock, &node_name, ClientVerifier::new(roots)?);
+            let address = SocketAddr::new(IpAddr::from([0, 0, 0, 0]), port);
+            let socket = TcpListener::bind(address).await?;
+            let listener = Listener::new("kubelet", socket, Some(Arc::new(ArcSwap::from_pointee(config))));
+            let handler = Arc::new(KubeletServer::new(inner, Arc::new(access)));
+            listener.serve(handler, stop, SERVER_DRAIN_TIMEOUT).await;
+            Ok::<(), ComponentError>(())
+        };
+        let (ran, served) = tokio::join!(running, server);
+        ran?;
+        served
     })
 }
 

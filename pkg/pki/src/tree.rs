@@ -210,6 +210,21 @@ fn has_names(certificate: &X509Certificate<'_>, leaf: &Leaf) -> bool {
     leaf.dns_names.iter().all(has_dns) && leaf.ip_addresses.iter().all(has_ip)
 }
 
+/// Whether the first certificate of a chain carries the signature of an authority.
+pub fn is_signed_by(chain_pem: &str, authority_pem: &str) -> bool {
+    let (Ok(chain), Ok(authorities)) = (
+        authority::certificates(chain_pem, "certificate"),
+        authority::certificates(authority_pem, "certificate authority"),
+    ) else {
+        return false;
+    };
+    let (Ok(leaf), Ok(issuer)) = (parse(&chain[0], "certificate"), parse(&authorities[0], "certificate authority"))
+    else {
+        return false;
+    };
+    leaf.verify_signature(Some(issuer.public_key())).is_ok()
+}
+
 /// What `rkube certificate check` shows of one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inspection {

@@ -29,14 +29,16 @@ impl BootstrapTokens {
 
     /// Who the token is; `None` for a text that is no bootstrap token.
     pub async fn verify(&self, token: &str) -> Result<Option<UserInfo>, AuthenticationError> {
-        let Some((id, secret)) = token.split_once('.').filter(|(id, secret)| join_token::is_bootstrap(id, secret)) else {
+        let Some((id, secret)) = token.split_once('.').filter(|(id, secret)| join_token::is_bootstrap(id, secret))
+        else {
             return Ok(None);
         };
         let bad = || AuthenticationError("invalid bearer token".to_owned());
         let found = self.objects.cached_or_live::<Secret>("kube-system", &format!("bootstrap-token-{id}")).await;
         let object = found.map_err(|status| AuthenticationError(status.message().to_owned()))?.ok_or_else(bad)?;
         let data = object.data.clone().unwrap_or_default();
-        let field = |name: &str| data.get(name).and_then(|value| std::str::from_utf8(&value.0).ok()).unwrap_or_default();
+        let field =
+            |name: &str| data.get(name).and_then(|value| std::str::from_utf8(&value.0).ok()).unwrap_or_default();
         let is_usable = object.type_.as_deref() == Some(TYPE)
             && object.metadata.deletion_timestamp.is_none()
             && field("token-id") == id

@@ -36,7 +36,10 @@ pub struct NodeAuthorizer {
 
 impl NodeAuthorizer {
     pub fn new(objects: Objects) -> Self {
-        let role = bootstrap::policy().cluster_roles.into_iter().find(|role| role.metadata.name.as_deref() == Some("system:node"));
+        let role = bootstrap::policy()
+            .cluster_roles
+            .into_iter()
+            .find(|role| role.metadata.name.as_deref() == Some("system:node"));
         Self { objects, rules: role.and_then(|role| role.rules).unwrap_or_default() }
     }
 
@@ -131,9 +134,8 @@ impl NodeAuthorizer {
         let Some(claim) = volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref()) else { return Ok(false) };
         let (Some(namespace), Some(claim)) = (&claim.namespace, &claim.name) else { return Ok(false) };
         let bound = self.objects.cached_or_live::<PersistentVolumeClaim>(namespace, claim).await?;
-        let is_bound = bound.is_some_and(|claim| {
-            claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()) == Some(name)
-        });
+        let is_bound =
+            bound.is_some_and(|claim| claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()) == Some(name));
         let wish = Attributes { namespace: namespace.clone(), name: claim.clone(), ..Attributes::default() };
         Ok(is_bound && self.uses(node, &wish, uses_claim).await?)
     }

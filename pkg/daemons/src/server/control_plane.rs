@@ -11,10 +11,12 @@ use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::random::{SharedRandom, SystemRandom};
 use rkube_apimachinery::status::ApiStatus;
 use rkube_apiserver::admission::{Chain, Objects};
-use rkube_apiserver::auth::basic::{CertificateAuthenticator, MASTERS, NoAudit, StaticTokens};
+use rkube_apiserver::auth::basic::{AUTHENTICATED, CertificateAuthenticator, MASTERS, NoAudit, StaticTokens};
+use rkube_apiserver::auth::bootstrap_token::{self, BootstrapTokens};
 use rkube_apiserver::auth::cluster::ClusterAuthenticator;
 use rkube_apiserver::auth::flow::MaxInFlight;
 use rkube_apiserver::auth::impersonation::ByAuthorization;
+use rkube_apiserver::auth::node::{NodeAuthorizer, Union};
 use rkube_apiserver::auth::service_account::{Signer, TokenSettings, Verifier};
 use rkube_apiserver::openapi::{Builtin, Served};
 use rkube_apiserver::proxy::RegistryNodes;
@@ -25,10 +27,12 @@ use rkube_client::{Client, EventRecorder, InformerFactory};
 use rkube_controllers::{ControllerConfig, ControllerContext};
 use rkube_http::listener::Listener;
 use rkube_http::tls::{self, ClientVerifier, TlsError};
+use rkube_pki::join_token::{self, Credential, JoinToken};
 use rkube_pki::tree::{Names, Tree};
-use rkube_pki::{PkiError, authority, files, kubeconfig};
+use rkube_pki::{CertificateAuthority, CertifiedKey, PkiError, authority, files, kubeconfig};
 use rkube_registry::registry::RegistryError;
 use rkube_registry::{Registry, UserInfo};
+use rkube_scheduler::{SchedulerConfig, SchedulerContext};
 use rkube_storage::Storage;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -39,7 +43,7 @@ use super::seed;
 use crate::address;
 use crate::component::{Component, component};
 use crate::config::{Paths, ServerConfig};
-use crate::node::{self, ClusterFacts, NodeError};
+use crate::node::{self, ClusterFacts, NodeError, Trust};
 
 /// How long requests under way may take when the server stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -89,8 +93,11 @@ pub(crate) struct ControlPlane {
     listener: Listener,
     service_ip: IpAddr,
     advertise: IpAddr,
-    /// What pods verify the server with.
-    root_ca: String,
+    /// The cluster's authority: signs kubelets' certificates, and pods verify the server with it.
+    signing: CertificateAuthority,
+    /// What the own node's kubelet serves with.
+    kubelet_serving: Option<CertifiedKey>,
+    join_token: JoinToken,
     stop: CancellationToken,
 }
 
@@ -114,6 +121,16 @@ impl ControlPlane {
         config.tls_sans.iter().for_each(|name| names.add(name));
         let serving = tree.serving(&names, now)?;
         write_kubeconfigs(&config, &paths, &tree, advertise, &clock)?;
+
+        let join_token = join_token(&config, &paths, tree.cluster.certificate_pem())?;
+        let kubelet_serving = match &config.agent {
+            Some(agent) => {
+                let names = node::names(&agent.node_name, agent.node_ip.unwrap_or(advertise));
+                let user = format!("system:node:{}", agent.node_name);
+                Some(tree.server("kubelet", &user, &names, now)?)
+            }
+            None => None,
+        };
 
         // The port before the datastore: a second server is told before it touches anything.
         let address = SocketAddr::new(config.bind_address, config.https_listen_port);
@@ -153,7 +170,11 @@ impl ControlPlane {
             resources: rkube_api::resources().to_vec(),
             authenticator: Arc::new(ClusterAuthenticator {
                 certificates: CertificateAuthenticator::new(verifier, clock.clone()),
-                tokens: StaticTokens::default(),
+                tokens: match &join_token.credential {
+                    Credential::Shared { secret, .. } => StaticTokens::default().with(secret, joiner()),
+                    Credential::Bootstrap { .. } => StaticTokens::default(),
+                },
+                bootstrap: BootstrapTokens::new(Objects::new(Arc::clone(&registry)), clock.clone()),
                 service_accounts: Verifier::new(
                     tree.service_accounts.clone(),
                     tokens,
@@ -162,7 +183,10 @@ impl ControlPlane {
                 ),
             }),
             anonymous: true,
-            authorizer: Arc::new(authorizer),
+            authorizer: Arc::new(Union(vec![
+                Arc::new(NodeAuthorizer::new(Objects::new(Arc::clone(&registry)))),
+                Arc::new(authorizer),
+            ])),
             impersonation: Arc::new(ByAuthorization),
             audit: Arc::new(NoAudit),
             flow: Arc::new(MaxInFlight::default()),
@@ -175,30 +199,75 @@ impl ControlPlane {
             extensions: Extensions { openid: Some(openid(&config, &tree)), ..Extensions::default() },
             request_timeout: REQUEST_TIMEOUT,
         });
-        let root_ca = tree.cluster.certificate_pem().to_owned();
-        Ok(Self { config, clock, random, storage, registry, api, listener, service_ip, advertise, root_ca, stop })
+        let signing = tree.cluster.clone();
+        Ok(Self {
+            config,
+            clock,
+            random,
+            storage,
+            registry,
+            api,
+            listener,
+            service_ip,
+            advertise,
+            signing,
+            kubelet_serving,
+            join_token,
+            stop,
+        })
     }
 
     /// Everything that runs, in the order it starts.
     pub(crate) fn components(self) -> Result<Vec<Box<dyn Component>>, OpenError> {
-        let Self { config, clock, random, storage, registry, api, listener, service_ip, advertise, root_ca, stop } =
-            self;
-        let controllers = controllers(&config, client(&api, "kube-controller-manager", &clock, &random), root_ca);
+        let Self {
+            config,
+            clock,
+            random,
+            storage,
+            registry,
+            api,
+            listener,
+            service_ip,
+            advertise,
+            signing,
+            kubelet_serving,
+            join_token,
+            stop,
+        } = self;
+        let root_ca = signing.certificate_pem().to_owned();
+        let cluster = ClusterFacts {
+            dns: config.cluster_dns,
+            domain: config.cluster_domain.clone(),
+            pods: config.cluster_cidr.to_string(),
+        };
+        let controllers = controllers(&config, client(&api, "kube-controller-manager", &clock, &random), signing);
         let node = match &config.agent {
             Some(agent) => {
                 let name = format!("system:node:{}", agent.node_name);
-                let cluster = ClusterFacts { dns: config.cluster_dns, domain: config.cluster_domain.clone() };
                 let folder = Paths::new(&config.data_dir).agent();
-                let client = client(&api, &name, &clock, &random);
-                node::components(agent, folder, &cluster, &client, &clock, &["kube-apiserver"])?
+                let user = UserInfo {
+                    name,
+                    groups: vec!["system:nodes".to_owned(), AUTHENTICATED.to_owned()],
+                    ..UserInfo::default()
+                };
+                let client = client_as(&api, user, &clock, &random);
+                let trust = Trust { authority: root_ca.clone(), serving: kubelet_serving };
+                node::components(agent, folder, &cluster, &client, &clock, trust, &["kube-apiserver"])?
             }
             None => Vec::new(),
         };
+        let api_for_scheduler = api.clone();
         let seeder = self::client(&api, "system:apiserver", &clock, &random);
-        let https_port = config.https_listen_port;
+        let seed = seed::Seed {
+            service_ip,
+            https_port: config.https_listen_port,
+            authority: root_ca.clone(),
+            facts: cluster.clone(),
+        };
+        drop(join_token);
         let api_server = component("kube-apiserver", &[], move |ready, shutdown| async move {
-            seed::run(&seeder, service_ip, https_port).await?;
-            seed::announce(&seeder, advertise, https_port).await?;
+            seed::run(&seeder, &seed).await?;
+            seed::announce(&seeder, advertise, seed.https_port).await?;
             let closing = CancellationToken::new();
             let serving = listener.serve(Arc::new(api.clone()), closing.clone(), DRAIN_TIMEOUT);
             tokio::pin!(serving);
@@ -217,19 +286,43 @@ impl ControlPlane {
             drop(storage);
             Ok(())
         });
-        let mut all = vec![api_server, controllers];
+        let scheduler = scheduler(self::client(&api_for_scheduler, "kube-scheduler", &clock, &random), &clock, &random);
+        let mut all = vec![api_server, controllers, scheduler];
         all.extend(node);
         Ok(all)
     }
 }
 
-fn controllers(config: &ServerConfig, client: Client, root_ca: String) -> Box<dyn Component> {
+fn scheduler(client: Client, clock: &SharedClock, random: &SharedRandom) -> Box<dyn Component> {
+    let (clock, random) = (clock.clone(), Arc::clone(random));
+    component("kube-scheduler", &["kube-apiserver"], move |ready, shutdown| async move {
+        let stop = shutdown.token();
+        let context = SchedulerContext {
+            informers: InformerFactory::new(client.clone(), stop.clone()),
+            recorder: EventRecorder::start(client.clone(), "default-scheduler", stop.clone()),
+            config: Arc::new(SchedulerConfig::default()),
+            clock,
+            random,
+            shutdown: stop,
+            client,
+        };
+        ready.ready();
+        match rkube_scheduler::run(context).await {
+            // Stopped before the caches were there.
+            Err(_) if shutdown.token().is_cancelled() => Ok(()),
+            outcome => outcome.map_err(Into::into),
+        }
+    })
+}
+
+fn controllers(config: &ServerConfig, client: Client, signing: CertificateAuthority) -> Box<dyn Component> {
     let network = |cidr: &crate::config::Cidr| cidr.to_string().parse().ok();
     let settings = ControllerConfig {
         controllers: ["*".to_owned()].into(),
         cluster_cidrs: network(&config.cluster_cidr).into_iter().collect(),
         service_cidrs: network(&config.service_cidr).into_iter().collect(),
-        root_ca,
+        root_ca: signing.certificate_pem().to_owned(),
+        signing_authority: Some(signing),
         ..ControllerConfig::default()
     };
     component("kube-controller-manager", &["kube-apiserver"], move |ready, shutdown| async move {
@@ -249,10 +342,31 @@ fn controllers(config: &ServerConfig, client: Client, root_ca: String) -> Box<dy
     })
 }
 
-/// A client for a component of this process.
+/// A client for a component of this process that administers the cluster.
 fn client(api: &ApiServer, name: &str, clock: &SharedClock, random: &SharedRandom) -> Client {
     let user = UserInfo { name: name.to_owned(), groups: vec![MASTERS.to_owned()], ..UserInfo::default() };
-    Client::new(api.transport_as(user), clock.clone(), Arc::clone(random)).with_user_agent(name)
+    client_as(api, user, clock, random)
+}
+
+fn client_as(api: &ApiServer, user: UserInfo, clock: &SharedClock, random: &SharedRandom) -> Client {
+    let agent = user.name.clone();
+    Client::new(api.transport_as(user), clock.clone(), Arc::clone(random)).with_user_agent(&agent)
+}
+
+/// The token others join with: given, kept from an earlier start, or made now.
+fn join_token(config: &ServerConfig, paths: &Paths, authority: &str) -> Result<JoinToken, PkiError> {
+    let ca_hash = authority::certificates(authority, "cluster CA")?.first().map(|der| join_token::ca_hash(der));
+    let given = config.agent_token.as_ref().or(config.token.as_ref()).map(|token| token.reveal().to_owned());
+    let credential = match (given, files::read(&paths.token())?) {
+        (Some(text), _) | (None, Some(text)) => match JoinToken::parse(&text)?.credential {
+            Credential::Shared { secret, .. } => Credential::Shared { user: "node".to_owned(), secret },
+            bootstrap => bootstrap,
+        },
+        (None, None) => join_token::generate_shared("node")?,
+    };
+    let token = JoinToken { ca_hash, credential };
+    files::write(&paths.token(), format!("{}\n", token.reveal()).as_bytes(), files::PRIVATE)?;
+    Ok(token)
 }
 
 fn openid(config: &ServerConfig, tree: &Tree) -> OpenId {
@@ -270,6 +384,12 @@ fn openid(config: &ServerConfig, tree: &Tree) -> OpenId {
 /// As kubeadm: a name every pod can resolve.
 fn issuer(config: &ServerConfig) -> String {
     format!("https://kubernetes.default.svc.{}", config.cluster_domain)
+}
+
+/// Who comes with the server's own token: a node that is about to join.
+fn joiner() -> UserInfo {
+    let groups = vec![bootstrap_token::GROUP.to_owned()];
+    UserInfo { name: "system:bootstrap:rkube".to_owned(), groups, ..UserInfo::default() }
 }
 
 /// Who a token without audience is for: this server, by the names it has always had.

@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 
 use rkube_api::Kind;
-use rkube_api::k8s::core::v1::{Endpoints, Namespace, Service};
+use rkube_api::k8s::core::v1::{ConfigMap, Endpoints, Namespace, Service};
 use rkube_api::k8s::discovery::v1::EndpointSlice;
 use rkube_api::k8s::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding};
 use rkube_api::k8s::scheduling::v1::PriorityClass;
@@ -17,6 +17,18 @@ use rkube_client::Client;
 use rkube_client::transport::ClientError;
 use serde_json::json;
 
+use crate::node::ClusterFacts;
+
+/// What the seeds are made of.
+pub(crate) struct Seed {
+    pub(crate) service_ip: IpAddr,
+    pub(crate) https_port: u16,
+    /// PEM of the cluster's authority.
+    pub(crate) authority: String,
+    pub(crate) facts: ClusterFacts,
+}
+
+const RBAC: &str = "rbac.authorization.k8s.io";
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +41,7 @@ pub(crate) struct SeedError {
 }
 
 /// Makes everything, namespaces first.
-pub(crate) async fn run(client: &Client, service_ip: IpAddr, https_port: u16) -> Result<(), SeedError> {
+pub(crate) async fn run(client: &Client, seed: &Seed) -> Result<(), SeedError> {
     for name in NAMESPACES {
         ensure::<Namespace>(client, &typed(json!({ "metadata": { "name": name } })), |_, _| false).await?;
     }
@@ -67,12 +79,62 @@ pub(crate) async fn run(client: &Client, service_ip: IpAddr, https_port: u16) ->
             "labels": { "component": "apiserver", "provider": "kubernetes" }
         },
         "spec": {
-            "clusterIP": service_ip.to_string(), "clusterIPs": [service_ip.to_string()],
+            "clusterIP": seed.service_ip.to_string(), "clusterIPs": [seed.service_ip.to_string()],
             "type": "ClusterIP", "sessionAffinity": "None",
-            "ports": [{ "name": "https", "port": 443, "protocol": "TCP", "targetPort": https_port }]
+            "ports": [{ "name": "https", "port": 443, "protocol": "TCP", "targetPort": seed.https_port }]
         }
     });
-    ensure::<Service>(client, &typed(service), |_, _| false).await
+    ensure::<Service>(client, &typed(service), |_, _| false).await?;
+    joining(client, seed).await
+}
+
+/// What workers join by: who may ask for a node's certificate, who is given one, and what a stranger may
+/// read to know the cluster by. As kubeadm sets it up.
+async fn joining(client: &Client, seed: &Seed) -> Result<(), SeedError> {
+    let group = |name: &str| json!([{ "kind": "Group", "apiGroup": RBAC, "name": name }]);
+    let signing = "system:certificates.k8s.io:certificatesigningrequests";
+    for (name, role, subjects) in [
+        ("rkube:node-bootstrapper", "system:node-bootstrapper".to_owned(), group("system:bootstrappers")),
+        ("rkube:node-autoapprove-bootstrap", format!("{signing}:nodeclient"), group("system:bootstrappers")),
+        ("rkube:node-autoapprove-certificate-rotation", format!("{signing}:selfnodeclient"), group("system:nodes")),
+        ("rkube:node", "rkube:node".to_owned(), group("system:nodes")),
+        (
+            "rkube:kube-apiserver-kubelet-client",
+            "system:kubelet-api-admin".to_owned(),
+            json!([{ "kind": "User", "apiGroup": RBAC, "name": "kube-apiserver-kubelet-client" }]),
+        ),
+    ] {
+        let role = json!({ "apiGroup": RBAC, "kind": "ClusterRole", "name": role });
+        let binding = json!({ "metadata": { "name": name }, "roleRef": role, "subjects": subjects });
+        ensure::<ClusterRoleBinding>(client, &typed(binding), reconcile_cluster_binding).await?;
+    }
+    // Service proxy, DNS and pod network run on the node, as the node.
+    let role = json!({ "metadata": { "name": "rkube:node" }, "rules": [
+        { "apiGroups": [""], "resources": ["services", "namespaces", "nodes"], "verbs": ["get", "list", "watch"] },
+        { "apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"] },
+    ] });
+    ensure::<ClusterRole>(client, &typed(role), reconcile_cluster_role).await?;
+    let info = json!({
+        "metadata": { "name": "cluster-info", "namespace": "kube-public" },
+        "data": {
+            "ca.crt": seed.authority, "cluster-dns": seed.facts.dns.to_string(),
+            "cluster-domain": seed.facts.domain, "cluster-cidr": seed.facts.pods,
+        }
+    });
+    ensure::<ConfigMap>(client, &typed(info), |have, wanted| {
+        let data = have.data.get_or_insert_default();
+        let before = data.clone();
+        data.extend(wanted.data.clone().unwrap_or_default());
+        *data != before
+    })
+    .await?;
+    let rule = json!([{ "apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["cluster-info"], "verbs": ["get"] }]);
+    let metadata = json!({ "name": "rkube:cluster-info", "namespace": "kube-public" });
+    ensure::<Role>(client, &typed(json!({ "metadata": metadata, "rules": rule })), reconcile_role).await?;
+    let role = json!({ "apiGroup": RBAC, "kind": "Role", "name": "rkube:cluster-info" });
+    let stranger = json!([{ "kind": "User", "apiGroup": RBAC, "name": "system:anonymous" }]);
+    let binding = json!({ "metadata": metadata, "roleRef": role, "subjects": stranger });
+    ensure::<RoleBinding>(client, &typed(binding), reconcile_binding).await
 }
 
 /// Says where the `kubernetes` Service leads: to this server. Pods find the API through it.
