@@ -13,6 +13,7 @@ use crate::cluster::Cluster;
 use crate::config::{Profile, SchedulerConfig};
 use crate::decide::diagnosis::Diagnosis;
 use crate::decide::{Decider, Verdict};
+use crate::metrics::metrics;
 use crate::model::pod::{PodInfo, is_finished, node_name};
 use crate::plugins::PluginSet;
 use crate::preempt::{self, Preemption};
@@ -65,8 +66,9 @@ impl State {
         let Some(queued) = self.queue.pop(now) else { return Step::Idle(self.queue.next_wake()) };
         let config = Arc::clone(&self.config);
         let Some(profile) = config.profiles.get(queued.profile) else {
+            // The queue holds only pods of profiles that exist.
             self.queue.remove(&queued.info.uid);
-            return self.step_again(now);
+            return Step::Idle(Some(now));
         };
         match self.decider.decide(&mut self.cluster, (queued.profile, profile), &queued.info) {
             Verdict::Node { name, .. } => {
@@ -84,11 +86,6 @@ impl State {
         }
     }
 
-    fn step_again(&mut self, now: Duration) -> Step {
-        // Only pods of profiles that do not exist come here, and `pending` lets none in.
-        Step::Idle(Some(now))
-    }
-
     fn after_unfit(&mut self, queued: Queued, profile: &Profile, mut diagnosis: Diagnosis, now: Duration) -> Step {
         let profile = (queued.profile, profile);
         let outcome =
@@ -97,9 +94,9 @@ impl State {
         let message = diagnosis.to_string();
         let plugins = diagnosis.plugins;
         if let Some(preemption) = &outcome.preemption {
-            for nominated in &preemption.demoted {
-                self.cluster.remove_nomination(&nominated.uid);
-            }
+            metrics().preemption_attempts.inc();
+            preemption.victims.iter().for_each(|victim| self.cluster.condemn(&victim.uid));
+            preemption.demoted.iter().for_each(|demoted| self.cluster.remove_nomination(&demoted.uid));
             self.cluster.nominate(&queued.info, Some(&preemption.node));
         } else if outcome.clear_nomination {
             self.cluster.remove_nomination(&queued.info.uid);
@@ -147,12 +144,13 @@ impl State {
         true
     }
 
-    pub(crate) fn is_assumed(&self, uid: &str) -> bool {
-        self.cluster.is_assumed(uid)
+    /// A victim stays.
+    pub(crate) fn pardon(&mut self, uid: &str) {
+        self.cluster.pardon(uid);
     }
 
-    /// The victims are gone or going: the preemptor need not wait for anything else.
-    pub(crate) fn preempted(&mut self, uid: &str, now: Duration) -> bool {
+    /// Tries a pod again that waits for an event which will not come. Whether it is ready.
+    pub(crate) fn activate(&mut self, uid: &str, now: Duration) -> bool {
         self.queue.activate(uid, now)
     }
 
@@ -203,7 +201,7 @@ impl State {
             Some(_) if confirmed => self.queue.event(&Event::PodAdded(&after, namespaces), now),
             // A status that moved on is nobody's business.
             Some(before) if unchanged(&before, &after) => false,
-            Some(before) => self.queue.event(&Event::PodUpdated { old: &before, new: &after, namespaces }, now),
+            Some(before) => self.queue.event(&Event::PodUpdated { old: &before, new: &after }, now),
         }
     }
 

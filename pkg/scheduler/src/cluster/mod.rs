@@ -58,6 +58,8 @@ pub(crate) struct Cluster {
     /// Pods that were promised a node, by uid; those lower in priority must leave them room.
     nominated: HashMap<Arc<str>, (Arc<PodInfo>, Arc<str>)>,
     nominated_by_node: HashMap<Arc<str>, HashSet<Arc<str>>>,
+    /// Pods on nodes whose deletion was decided here and is not seen yet.
+    condemned: HashSet<Arc<str>>,
 }
 
 impl Cluster {
@@ -241,6 +243,20 @@ impl Cluster {
         self.pods.get(uid).map(|placed| &placed.info)
     }
 
+    pub(crate) fn condemn(&mut self, uid: &Arc<str>) {
+        if self.pods.contains_key(uid) {
+            self.condemned.insert(Arc::clone(uid));
+        }
+    }
+
+    pub(crate) fn pardon(&mut self, uid: &str) {
+        self.condemned.remove(uid);
+    }
+
+    pub(crate) fn is_condemned(&self, uid: &str) -> bool {
+        self.condemned.contains(uid)
+    }
+
     fn place(&mut self, info: Arc<PodInfo>, node: &str, assumed: bool) {
         let slot = self.slot_for(node);
         let slots = self.nodes.len();
@@ -257,6 +273,7 @@ impl Cluster {
     pub(crate) fn remove_pod(&mut self, uid: &str) {
         let Some(Placed { info, slot, assumed }) = self.pods.remove(uid) else { return };
         self.assumed -= usize::from(assumed);
+        self.condemned.remove(uid);
         self.counts.remove(&info, slot, &self.namespaces);
         self.held.remove(&info, slot);
         if let Some(Some(state)) = self.nodes.get_mut(slot as usize) {
@@ -315,6 +332,10 @@ impl Cluster {
         self.remove_nomination(&info.uid);
         if let Some(node) = node.filter(|node| !node.is_empty()) {
             let node: Arc<str> = node.into();
+            // What-ifs with the pod on the node need the topologies its terms name.
+            for (_, term) in held::holds(info) {
+                self.ensure_topology(&term.topology_key);
+            }
             self.nominated.insert(Arc::clone(&info.uid), (Arc::clone(info), Arc::clone(&node)));
             self.nominated_by_node.entry(node).or_default().insert(Arc::clone(&info.uid));
         }

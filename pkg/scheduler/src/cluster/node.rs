@@ -78,10 +78,6 @@ impl NodeState {
         NodeLabels { name: &self.name, labels }
     }
 
-    pub(crate) fn label(&self, key: &str) -> Option<&str> {
-        self.labels().labels?.get(key).map(String::as_str)
-    }
-
     pub(crate) fn add(&mut self, pod: Arc<PodInfo>) {
         self.requested.add(&pod.requests);
         self.non_zero.0 = self.non_zero.0.saturating_add(pod.non_zero.0);
@@ -90,13 +86,28 @@ impl NodeState {
         self.pods.push(pod);
     }
 
-    pub(crate) fn remove(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
-        let index = self.pods.iter().position(|pod| &*pod.uid == uid)?;
-        let pod = self.pods.swap_remove(index);
+    /// The node as it would be without some pods.
+    pub(crate) fn without(&self, leaves: impl Fn(&PodInfo) -> bool) -> Self {
+        let mut rest = self.clone();
+        rest.pods.retain(|pod| !leaves(pod));
+        for pod in self.pods.iter().filter(|pod| leaves(pod)) {
+            rest.forget(pod);
+        }
+        rest
+    }
+
+    /// Takes a pod's share back.
+    fn forget(&mut self, pod: &PodInfo) {
         self.requested.sub(&pod.requests);
         self.non_zero.0 = self.non_zero.0.saturating_sub(pod.non_zero.0);
         self.non_zero.1 = self.non_zero.1.saturating_sub(pod.non_zero.1);
         self.ports_held -= usize::from(!pod.ports.is_empty());
+    }
+
+    pub(crate) fn remove(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
+        let index = self.pods.iter().position(|pod| &*pod.uid == uid)?;
+        let pod = self.pods.swap_remove(index);
+        self.forget(&pod);
         Some(pod)
     }
 

@@ -42,6 +42,8 @@ pub(crate) struct Diagnosis {
     /// Nodes where preemption may help.
     pub(crate) resolvable: Vec<Slot>,
     pub(crate) postfilter: String,
+    /// How many nodes were looked at.
+    looked_at: usize,
 }
 
 impl Diagnosis {
@@ -57,6 +59,7 @@ impl Diagnosis {
     }
 
     pub(crate) fn add(&mut self, slot: Slot, rejection: &Rejection) {
+        self.looked_at += 1;
         self.plugins.insert(rejection.plugin);
         if rejection.resolvable {
             self.resolvable.push(slot);
@@ -64,6 +67,11 @@ impl Diagnosis {
         for reason in &rejection.reasons {
             self.count(reason, 1);
         }
+    }
+
+    /// How many nodes were added.
+    pub(crate) fn counted(&self) -> usize {
+        self.looked_at
     }
 
     pub(crate) fn count(&mut self, reason: &str, nodes: usize) {

@@ -114,44 +114,33 @@ impl<'a> Eval<'a> {
 
     /// Whether the pod fits a node even when the pods that were promised it come.
     fn check_beside_promised(&mut self, slot: Slot) -> Option<Rejection> {
+        let node = self.cluster.node(slot)?;
+        self.check_with_promised(node, slot)
+    }
+
+    /// All filters that other pods can make a difference to, with `node` in place of what is at the slot.
+    fn check_as(&self, node: &NodeState, slot: Slot) -> Option<Rejection> {
+        local::check_room(self.profile, self.pod, node).or_else(|| self.round.check(self.cluster, slot))
+    }
+
+    /// As `check_as`, with the pods the node was promised to on it.
+    fn check_with_promised(&mut self, node: &NodeState, slot: Slot) -> Option<Rejection> {
         let others = self.promised.iter().find(|(promised, _)| *promised == slot).map(|(_, others)| others.clone())?;
-        let mut node = self.cluster.node(slot)?.clone();
+        let mut crowded = node.clone();
         for other in &others {
-            node.add(Arc::clone(other));
+            crowded.add(Arc::clone(other));
             self.apply(other, slot, 1);
         }
-        let rejection = self.check_as(&node, slot);
+        let rejection = self.check_as(&crowded, slot);
         for other in &others {
             self.apply(other, slot, -1);
         }
         rejection
     }
 
-    /// All filters, with `node` in place of what is at the slot.
-    pub(crate) fn check_as(&self, node: &NodeState, slot: Slot) -> Option<Rejection> {
-        local::check_node(self.profile, self.pod, node)
-            .or_else(|| local::check_room(self.profile, self.pod, node))
-            .or_else(|| self.round.check(self.cluster, slot))
-    }
-
-    /// As `check_as`, with the pods the node was promised to beside it: a pod fits if it does either way.
+    /// As `check_as`, and also with the promised pods: whether these come is not certain, so both must be good.
     pub(crate) fn check_as_promised(&mut self, node: &NodeState, slot: Slot) -> Option<Rejection> {
-        let others = self.promised.iter().find(|(promised, _)| *promised == slot).map(|(_, others)| others.clone());
-        if let Some(others) = others {
-            let mut crowded = node.clone();
-            for other in &others {
-                crowded.add(Arc::clone(other));
-                self.apply(other, slot, 1);
-            }
-            let rejection = self.check_as(&crowded, slot);
-            for other in &others {
-                self.apply(other, slot, -1);
-            }
-            if rejection.is_some() {
-                return rejection;
-            }
-        }
-        self.check_as(node, slot)
+        self.check_with_promised(node, slot).or_else(|| self.check_as(node, slot))
     }
 
     /// Pretends that `other` is on the node, or with -1 that it is not, to filters that look across nodes.

@@ -55,6 +55,10 @@ impl Decider {
         Self { views: Views::default(), owners, random }
     }
 
+    pub(crate) fn random(&self) -> SharedRandom {
+        Arc::clone(&self.random)
+    }
+
     /// Everything about the pod that is not one node's affair, resolved against the cluster of this moment.
     pub(crate) fn eval<'a>(
         &'a mut self,
@@ -81,7 +85,7 @@ impl Decider {
         if cluster.node_count() == 0 {
             return Verdict::NoNodes;
         }
-        let random = Arc::clone(&self.random);
+        let random = self.random();
         let mut eval = match self.eval(cluster, profile, pod) {
             Ok(eval) => eval,
             Err(diagnosis) => return Verdict::Unfit(diagnosis),

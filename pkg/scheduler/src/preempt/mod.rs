@@ -1,49 +1,194 @@
-//! Making room for an important pod by taking less important ones away.
+//! DefaultPreemption: making room for an important pod by taking less important ones away.
+//!
+//! In: the cluster and why the pod fits nowhere. Out: a node, the pods that must leave it, and nothing written yet.
+//! Invariant: every victim is less important than the pod, and without any one of them gone the pod would not fit.
+//! Behaves as pkg/scheduler/framework/plugins/defaultpreemption and framework/preemption, v1.36.
+
+mod act;
+mod budgets;
+mod choose;
 
 use std::sync::Arc;
 
-use crate::cluster::Cluster;
+use rkube_apimachinery::random::{self, Random};
+
+pub(crate) use budgets::Budgets;
+use choose::Candidate;
+
+use crate::cluster::slots::Slot;
+use crate::cluster::{Cluster, NodeState};
 use crate::config::Profile;
 use crate::decide::Decider;
-use crate::decide::diagnosis::Diagnosis;
+use crate::decide::diagnosis::{Diagnosis, Rejection};
+use crate::decide::eval::Eval;
 use crate::model::pod::PodInfo;
+use crate::plugins::{Plugin, Point};
 
-/// Disruption budgets, as victims are chosen by.
-pub(crate) struct Budgets;
+pub(crate) const PREEMPTED: &str = "PreemptionByScheduler";
 
 /// A node that would do, once the victims are gone.
+#[derive(Debug)]
 pub(crate) struct Preemption {
     pub(crate) node: Arc<str>,
+    /// The most important first.
     pub(crate) victims: Vec<Arc<PodInfo>>,
     /// Less important pods that were promised the node, and are not any more.
     pub(crate) demoted: Vec<Arc<PodInfo>>,
 }
 
 /// What came of an attempt.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) preemption: Option<Preemption>,
+    /// Why there is none.
     pub(crate) message: String,
     pub(crate) clear_nomination: bool,
 }
 
-pub(crate) fn preempt(
-    _decider: &mut Decider,
-    _cluster: &mut Cluster,
-    _budgets: &Budgets,
-    _profile: (usize, &Profile),
-    _pod: &Arc<PodInfo>,
-    _diagnosis: &Diagnosis,
-) -> Outcome {
-    Outcome::default()
-}
-
-impl Budgets {
-    pub(crate) fn new(_informers: &rkube_client::InformerFactory) -> Self {
-        Self
+impl Outcome {
+    fn refused(message: impl std::fmt::Display) -> Self {
+        Self { message: format!("preemption: {message}"), ..Self::default() }
     }
 }
 
-impl crate::scheduler::Scheduler {
-    pub(crate) fn carry_out(self: &Arc<Self>, _queued: crate::queue::Queued, _preemption: Preemption) {}
+/// Finds the node where the least is lost.
+pub(crate) fn preempt(
+    decider: &mut Decider,
+    cluster: &mut Cluster,
+    budgets: &Budgets,
+    profile: (usize, &Profile),
+    pod: &Arc<PodInfo>,
+    diagnosis: &Diagnosis,
+) -> Outcome {
+    if !profile.1.enabled(Point::PostFilter, Plugin::DefaultPreemption) {
+        return Outcome::default();
+    }
+    if pod.spec().preemption_policy.as_deref() == Some("Never") {
+        return Outcome::refused("not eligible due to preemptionPolicy=Never.");
+    }
+    if is_making_room(cluster, pod, diagnosis) {
+        return Outcome::refused("not eligible due to a terminating pod on the nominated node.");
+    }
+    let nodes = cluster.node_count();
+    let random = decider.random();
+    let mut failures = Diagnosis::new(nodes);
+    let mut candidates = Vec::new();
+    if !diagnosis.resolvable.is_empty() {
+        let Ok(mut eval) = decider.eval(cluster, profile, pod) else { return Outcome::default() };
+        candidates = find(&mut eval, budgets, &diagnosis.resolvable, random.as_ref(), &mut failures);
+    }
+    let Some(best) = choose::best(candidates) else {
+        let looked_at = failures.counted();
+        failures.count("Preemption is not helpful for scheduling", nodes.saturating_sub(looked_at));
+        return Outcome { clear_nomination: true, ..Outcome::refused(failures) };
+    };
+    let demoted = cluster.nominated_on(&best.node).into_iter().filter(|other| other.priority < pod.priority).collect();
+    let preemption = Preemption { node: best.node, victims: best.victims, demoted };
+    Outcome { preemption: Some(preemption), ..Outcome::default() }
+}
+
+/// Whether pods are leaving the node the pod was promised already, on its behalf.
+fn is_making_room(cluster: &Cluster, pod: &PodInfo, diagnosis: &Diagnosis) -> bool {
+    let promised = cluster.nomination(&pod.uid).map(|name| &**name).or(pod.nominated_node());
+    let Some(slot) = promised.and_then(|name| cluster.slot_of(name)) else { return false };
+    // If the node would not do in any case, there is nothing to wait for.
+    if !diagnosis.resolvable.contains(&slot) {
+        return false;
+    }
+    let Some(node) = cluster.node(slot) else { return false };
+    node.pods.iter().any(|other| other.priority < pod.priority && is_being_preempted(cluster, other))
+}
+
+fn is_being_preempted(cluster: &Cluster, pod: &PodInfo) -> bool {
+    if cluster.is_condemned(&pod.uid) {
+        return true;
+    }
+    let conditions = pod.pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    pod.is_terminating()
+        && conditions.into_iter().flatten().any(|condition| {
+            condition.type_ == "DisruptionTarget"
+                && condition.status == "True"
+                && condition.reason.as_deref() == Some(PREEMPTED)
+        })
+}
+
+/// Enough nodes that would do, beginning anywhere so that not always the same pods pay.
+fn find(
+    eval: &mut Eval<'_>,
+    budgets: &Budgets,
+    slots: &[Slot],
+    random: &dyn Random,
+    failures: &mut Diagnosis,
+) -> Vec<Candidate> {
+    let budgets = budgets.now();
+    let percentage = slots.len() * eval.profile.min_candidate_nodes_percentage / 100;
+    let enough = percentage.max(eval.profile.min_candidate_nodes_absolute).min(slots.len());
+    let offset = usize::try_from(random::below(random, slots.len() as u64)).unwrap_or(0);
+    let mut candidates: Vec<Candidate> = Vec::new();
+    let mut without_violations = 0;
+    let (before, after) = slots.split_at(offset);
+    for slot in after.iter().chain(before) {
+        let Some(node) = eval.cluster.node(*slot) else { continue };
+        match select_victims(eval, &budgets, *slot, node) {
+            Ok(candidate) => {
+                without_violations += usize::from(candidate.violations == 0);
+                candidates.push(candidate);
+                if without_violations > 0 && candidates.len() >= enough {
+                    break;
+                }
+            }
+            Err(rejection) => failures.add(*slot, &rejection),
+        }
+    }
+    candidates
+}
+
+/// Takes all less important pods off the node, then lets back whom it can, the most important first.
+fn select_victims(
+    eval: &mut Eval<'_>,
+    budgets: &budgets::Snapshot,
+    slot: Slot,
+    node: &NodeState,
+) -> Result<Candidate, Rejection> {
+    let priority = eval.pod.priority;
+    let mut potential: Vec<_> = node.pods.iter().filter(|other| other.priority < priority).cloned().collect();
+    if potential.is_empty() {
+        let reason = "No preemption victims found for incoming pod";
+        return Err(Rejection::unresolvable(Plugin::DefaultPreemption, reason));
+    }
+    let mut rest = node.without(|other| other.priority < priority);
+    for victim in &potential {
+        eval.apply(victim, slot, -1);
+    }
+    if let Some(rejection) = eval.check_as_promised(&rest, slot) {
+        for victim in &potential {
+            eval.apply(victim, slot, 1);
+        }
+        return Err(rejection);
+    }
+    potential.sort_by(|a, b| choose::importance(b).cmp(&choose::importance(a)));
+    let (violating, others) = budgets.split(potential);
+    let mut violations = 0;
+    let mut victims = Vec::new();
+    let marked = violating.into_iter().map(|pod| (pod, true)).chain(others.into_iter().map(|pod| (pod, false)));
+    for (victim, violates) in marked {
+        rest.add(Arc::clone(&victim));
+        eval.apply(&victim, slot, 1);
+        if eval.check_as_promised(&rest, slot).is_some() {
+            rest.remove(&victim.uid);
+            eval.apply(&victim, slot, -1);
+            violations += usize::from(violates);
+            victims.push(victim);
+        }
+    }
+    for victim in &victims {
+        eval.apply(victim, slot, 1);
+    }
+    if victims.is_empty() {
+        // Only promises to others stand in the way, or the pod fits after all and is tried again.
+        let reason = "No preemption victims found for incoming pod";
+        return Err(Rejection::unresolvable(Plugin::DefaultPreemption, reason));
+    }
+    victims.sort_by(|a, b| choose::importance(b).cmp(&choose::importance(a)));
+    Ok(Candidate { node: Arc::clone(&node.name), victims, violations })
 }

@@ -28,7 +28,6 @@ pub(crate) enum Event<'a> {
     PodUpdated {
         old: &'a PodInfo,
         new: &'a PodInfo,
-        namespaces: &'a Namespaces,
     },
     NamespaceLabels,
     /// Claims, volumes, classes and what drivers say of nodes.
@@ -123,7 +122,7 @@ fn fit(event: &Event<'_>, pod: &PodInfo) -> bool {
             pods > 0 && fits(&pod.requests, &after) && (pods > pods_before || increased(&pod.requests, &before, &after))
         }
         Event::PodRemoved(..) => true,
-        Event::PodUpdated { old, new, .. } => increased(&pod.requests, &new.requests, &old.requests),
+        Event::PodUpdated { old, new } => increased(&pod.requests, &new.requests, &old.requests),
         _ => false,
     }
 }
@@ -144,7 +143,7 @@ fn spread(event: &Event<'_>, pod: &PodInfo) -> bool {
             old.metadata.labels != new.metadata.labels || taints_of(old) != taints_of(new)
         }
         Event::PodAdded(other, _) | Event::PodRemoved(other, _) => concerns(other),
-        Event::PodUpdated { old, new, .. } => {
+        Event::PodUpdated { old, new } => {
             concerns(old) != concerns(new) || old.is_terminating() != new.is_terminating()
         }
         _ => false,
@@ -166,7 +165,7 @@ fn affinity(event: &Event<'_>, pod: &PodInfo) -> bool {
             own.into_iter().any(|term| term.pods.contains(other.member(namespaces)))
                 || held.into_iter().any(|term| term.pods.contains(pod.member(namespaces)))
         }
-        Event::PodUpdated { old, new, .. } => old.labels() != new.labels(),
+        Event::PodUpdated { old, new } => old.labels() != new.labels(),
         _ => false,
     }
 }

@@ -1,3 +1,4 @@
 //! The whole scheduler against an API in memory.
 
 mod flow;
+mod preemption;
