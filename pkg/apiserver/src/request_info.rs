@@ -69,7 +69,8 @@ impl RequestInfo {
         let mut watch_prefix = false;
         let mut verb = if matches!(*first, "watch" | "proxy") {
             if rest.len() < 2 {
-                return Err(InvalidPath(uri.to_string()));
+                let shown = uri.path_and_query().map_or_else(|| uri.path().to_owned(), ToString::to_string);
+                return Err(InvalidPath(shown));
             }
             watch_prefix = *first == "watch";
             rest = &rest[1..];

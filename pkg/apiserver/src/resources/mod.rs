@@ -91,6 +91,9 @@ fn check_path(scope: &Scope, row: &SharedResource) -> Result<(), ApiStatus> {
             return Err(resource_not_found());
         }
     }
+    if matches!(info.namespace.as_str(), "." | "..") {
+        return Err(resource_not_found());
+    }
     let is_namespace = row.group.is_empty() && row.plural == "namespaces";
     if !row.namespaced && !is_namespace && !info.namespace.is_empty() {
         return Err(resource_not_found());

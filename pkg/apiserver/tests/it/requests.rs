@@ -95,6 +95,9 @@ async fn what_cannot_be_answered_is_refused_in_upstreams_words() {
         (Method::GET, "/api/v1/nothings", 404, not_found),
         (Method::GET, "/api/v1/namespaces/default/pods/x/nothing", 404, not_found),
         (Method::GET, "/api/v1/namespaces/default/nodes", 404, not_found),
+        (Method::GET, "/api/v1/namespaces/%2e%2e/pods", 404, not_found),
+        (Method::GET, "/api/v1/namespaces/default/pods/%2e%2e/log", 404, not_found),
+        (Method::GET, "/api/v1/watch", 400, "unable to determine kind and namespace from url, /api/v1/watch"),
         (
             Method::PUT,
             "/api/v1/namespaces/default/pods",
