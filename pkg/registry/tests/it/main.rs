@@ -5,6 +5,7 @@ mod background;
 mod builtin;
 mod cluster;
 mod deletion;
+mod faults;
 mod lists;
 mod runtime;
 mod services;
