@@ -61,6 +61,12 @@ impl FakeRuntime {
         Self { state: Arc::new(Mutex::new(state)), events: broadcast::channel(EVENTS_MAX).0 }
     }
 
+    /// What happens from now on happens after `nanoseconds` since 1970. Back-off compares with wall time.
+    pub fn at(self, nanoseconds: i64) -> Self {
+        self.state.lock().time = nanoseconds;
+        self
+    }
+
     /// Makes an image present.
     pub fn with_image(self, name: &str) -> Self {
         self.state.lock().add_image(name);

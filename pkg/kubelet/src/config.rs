@@ -44,6 +44,8 @@ pub struct KubeletConfig {
     pub pod_pids_max: Option<i64>,
     /// Where `kubepods` is made: `/`, or another place when several kubelets share a machine.
     pub cgroup_root: String,
+    /// `/sys/fs/cgroup`
+    pub cgroup_mount: PathBuf,
     pub reserved: Reserved,
     /// `v1.36.2+rkube.1`
     pub version: String,
@@ -81,6 +83,7 @@ impl KubeletConfig {
             pods_max: PODS_MAX,
             pod_pids_max: None,
             cgroup_root: "/".to_owned(),
+            cgroup_mount: "/sys/fs/cgroup".into(),
             reserved: Reserved::default(),
             version: version.to_owned(),
             container_log_bytes_max: 10 << 20,

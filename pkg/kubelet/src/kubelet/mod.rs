@@ -146,8 +146,7 @@ impl Kubelet {
 
         let capacity = capacity::read(&config.root_dir);
         let driver = crate::cm::CgroupDriver::Cgroupfs;
-        let mount = std::path::Path::new("/sys/fs/cgroup");
-        let cgroups = Cgroups::new(mount, driver, &config.cgroup_root, config.pod_pids_max);
+        let cgroups = Cgroups::new(&config.cgroup_mount, driver, &config.cgroup_root, config.pod_pids_max);
         let objects = Arc::new(Objects::new(client.clone(), clock.clone()));
         let settings = RuntimeSettings {
             root_dir: config.root_dir.clone(),

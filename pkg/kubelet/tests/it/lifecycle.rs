@@ -1,0 +1,107 @@
+//! Pods from their object to their containers and back.
+
+use rkube_api::k8s::coordination::v1::Lease;
+use rkube_api::k8s::core::v1::{Node as NodeObject, Pod};
+use rkube_client::api::DeleteOptions;
+use rkube_cri::Code;
+
+use crate::harness::{Node, pod};
+
+#[tokio::test]
+async fn a_pod_runs_ends_and_stays() {
+    let mut node = Node::start();
+    node.api.put(&pod("Never", &["a", "b"]));
+    node.wait_for_pod("p Running a=running/0 b=running/0").await;
+    let started: Vec<String> = node.runtime.take_calls();
+    assert_eq!(
+        started,
+        [
+            "run_pod_sandbox p attempt=0",
+            "create_container a attempt=0",
+            "start_container a",
+            "create_container b attempt=0",
+            "start_container b"
+        ]
+    );
+    let status = node.api.get::<Pod>("default", "p").unwrap().status.clone().unwrap();
+    assert_eq!((status.pod_ip.as_deref(), status.host_ip.as_deref()), (Some("10.42.0.9"), Some("192.0.2.1")));
+
+    node.runtime.exit("a", 0);
+    node.wait_for_pod("p Running a=exited(0)/0 b=running/0").await;
+    node.runtime.exit("b", 0);
+    node.wait_for_pod("p Succeeded a=exited(0)/0 b=exited(0)/0").await;
+    node.stop_kubelet().await;
+    assert!(node.api.get::<Pod>("default", "p").is_some(), "a pod that ended is not the kubelet's to remove");
+}
+
+#[tokio::test]
+async fn a_container_that_ends_is_started_again_at_once_and_then_waits() {
+    let mut node = Node::start();
+    node.api.put(&pod("Always", &["a"]));
+    node.wait_for_pod("p Running a=running/0").await;
+    node.runtime.exit("a", 1);
+    node.wait_for_pod("p Running a=running/1").await;
+    node.runtime.exit("a", 1);
+    node.wait_for_pod("p Running a=CrashLoopBackOff/1").await;
+    node.stop_kubelet().await;
+}
+
+#[tokio::test]
+async fn a_deleted_pod_is_stopped_before_its_object_goes() {
+    let mut node = Node::start();
+    node.api.put(&pod("Always", &["a"]));
+    node.wait_for_pod("p Running a=running/0").await;
+    node.runtime.take_calls();
+    node.client.namespaced::<Pod>("default").delete("p", &DeleteOptions::default()).await.unwrap();
+    node.wait("the pod to be gone", |api| api.get::<Pod>("default", "p").is_none()).await;
+    let calls = node.runtime.take_calls();
+    assert_eq!(calls.first().map(String::as_str), Some("stop_container a timeout=7"), "{calls:?}");
+    node.stop_kubelet().await;
+}
+
+#[tokio::test]
+async fn a_restart_of_the_kubelet_restarts_nothing() {
+    let mut node = Node::start();
+    node.api.put(&pod("Always", &["a"]));
+    node.wait_for_pod("p Running a=running/0").await;
+    node.stop_kubelet().await;
+    node.runtime.take_calls();
+    // Something must happen for the new one to have looked.
+    node.api.edit::<Pod>("default", "p", |pod| pod.status = None);
+    node.start_kubelet();
+    node.wait_for_pod("p Running a=running/0").await;
+    assert_eq!(node.runtime.take_calls(), Vec::<String>::new());
+    node.stop_kubelet().await;
+}
+
+#[tokio::test]
+async fn what_fails_is_shown() {
+    let mut node = Node::start();
+    node.runtime.fail("run_pod_sandbox", Code::Unknown, "no network");
+    // More often than it is tried until somebody looks.
+    for _ in 0..1000 {
+        node.runtime.fail("create_container", Code::Unknown, "no such device");
+    }
+    node.api.put(&pod("Always", &["a"]));
+    node.wait_for_pod("p Pending a=CreateContainerError/0").await;
+    let reason = node.api.get::<Pod>("default", "p").unwrap().status.clone().unwrap();
+    let waiting = reason.container_statuses.unwrap()[0].state.clone().unwrap().waiting.unwrap();
+    assert_eq!(waiting.message.as_deref(), Some("no such device"));
+    node.stop_kubelet().await;
+}
+
+#[tokio::test]
+async fn the_node_is_registered_and_holds_its_lease() {
+    let mut node = Node::start();
+    let is_ready = |node: &NodeObject| {
+        node.status
+            .iter()
+            .flat_map(|status| status.conditions.iter().flatten())
+            .any(|c| c.type_ == "Ready" && c.status == "True")
+    };
+    node.wait("the node to be ready", |api| api.list::<NodeObject>("").iter().any(|node| is_ready(node))).await;
+    node.wait("its lease", |api| api.get::<Lease>("kube-node-lease", "n1").is_some()).await;
+    let labels = node.api.list::<NodeObject>("")[0].metadata.labels.clone().unwrap();
+    assert_eq!(labels.get("kubernetes.io/hostname").map(String::as_str), Some("n1"));
+    node.stop_kubelet().await;
+}
