@@ -1,3 +1,5 @@
+//! What the registry does by itself: events end, history is forgotten.
+
 use std::time::Duration;
 
 use rkube_storage::{ListRange, Revision, Storage, StorageError};

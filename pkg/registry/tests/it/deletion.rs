@@ -1,3 +1,5 @@
+//! Deletion: preconditions, finalizers, grace periods, collections.
+
 use std::time::Duration;
 
 use rkube_apimachinery::meta::Meta;

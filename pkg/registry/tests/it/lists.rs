@@ -1,3 +1,5 @@
+//! Lists: pages, versions, continue tokens, selectors.
+
 use std::time::Duration;
 
 use base64::Engine as _;

@@ -1,3 +1,5 @@
+//! Cluster IPs and node ports: allocated, given back, repaired.
+
 use std::sync::Arc;
 use std::time::Duration;
 

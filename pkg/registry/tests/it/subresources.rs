@@ -1,3 +1,5 @@
+//! Bindings, scales, evictions and tokens.
+
 use expect_test::expect;
 use rkube_apimachinery::meta::Meta;
 use rkube_registry::store::{Answer, Target};

@@ -1,3 +1,5 @@
+//! Creates, updates and patches: what is filled in, refused, merged and left alone.
+
 use expect_test::expect;
 use rkube_apimachinery::meta::{Meta, MetaMut};
 use rkube_registry::options::{CreateOptions, PatchOptions, UpdateOptions};
