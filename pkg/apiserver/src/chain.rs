@@ -216,8 +216,10 @@ impl Inner {
         let mut context = RequestContext::new(user.clone(), Arc::clone(&self.admission));
         context.default_field_manager = field_manager(user_agent(request.headers()));
         context.deadline = deadline;
-        context.create_authorizer =
-            Some(Arc::new(MayCreate { authorizer: Arc::clone(&self.authorizer), user: user.clone() }));
+        if matches!(info.verb, "update" | "patch") {
+            let authorizer = Arc::clone(&self.authorizer);
+            context.create_authorizer = Some(Arc::new(MayCreate { authorizer, user: user.clone() }));
+        }
         Scope {
             method: request.method().clone(),
             uri: request.uri().clone(),

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::server::Server;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Reply {
     code: u16,
