@@ -25,6 +25,7 @@ pub mod networking;
 pub mod policy;
 pub mod rbac;
 pub mod resource;
+pub mod reviews;
 pub mod scheduling;
 pub mod storage;
 

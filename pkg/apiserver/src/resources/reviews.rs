@@ -6,11 +6,13 @@
 use std::sync::Arc;
 
 use http::{Response, StatusCode};
-use rkube_apimachinery::field::{Error, Path};
+use rkube_api::Kind;
+use rkube_apimachinery::field::ErrorList;
 use rkube_apimachinery::gvk::GroupKind;
 use rkube_apimachinery::status::ApiStatus;
 use rkube_http::body::Body;
 use rkube_registry::UserInfo;
+use rkube_validation as validation;
 use serde_json::{Map, Value, json};
 
 use super::write::{bind, body_kind};
@@ -44,26 +46,27 @@ pub(super) async fn answer(
         "tokenreviews" => token_review(server, &review).await?,
         "selfsubjectreviews" => json!({"userInfo": user_info(&scope.user)}),
         "subjectaccessreviews" => {
-            let user = reviewed_user(&review);
-            if user.name.is_empty() && user.groups.is_empty() {
-                let path = Path::new("spec");
-                let detail = "at least one of user or group must be specified";
-                let error = Error::invalid(&path.child("user"), "", detail);
-                return Err(ApiStatus::invalid(&GroupKind::new(&*target.row.group, &*target.row.kind), "", &[error]));
-            }
-            access(server, target, &review, user).await?
+            check(target, &review, validation::reviews::validate)?;
+            access(server, &review, reviewed_user(&review)).await?
         }
         "localsubjectaccessreviews" => {
-            let given =
-                review.pointer("/spec/resourceAttributes/namespace").and_then(Value::as_str).unwrap_or_default();
+            // An object that names no namespace is in that of the request.
+            if review.pointer("/metadata/namespace").is_none() {
+                review["metadata"]["namespace"] = Value::from(scope.info.namespace.as_str());
+            }
+            check(target, &review, validation::reviews::validate_local)?;
+            let given = review.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or_default();
             if given != scope.info.namespace {
                 let message =
                     format!("spec.resourceAttributes.namespace must match namespace: {}", scope.info.namespace);
                 return Err(ApiStatus::bad_request(message));
             }
-            access(server, target, &review, reviewed_user(&review)).await?
+            access(server, &review, reviewed_user(&review)).await?
         }
-        "selfsubjectaccessreviews" => access(server, target, &review, scope.user.clone()).await?,
+        "selfsubjectaccessreviews" => {
+            check(target, &review, validation::reviews::validate_self)?;
+            access(server, &review, scope.user.clone()).await?
+        }
         "selfsubjectrulesreviews" => {
             let namespace = review.pointer("/spec/namespace").and_then(Value::as_str).unwrap_or_default();
             if namespace.is_empty() {
@@ -142,13 +145,24 @@ fn reviewed_user(review: &Value) -> UserInfo {
     }
 }
 
-async fn access(server: &Inner, target: &Target, review: &Value, user: UserInfo) -> Result<Value, ApiStatus> {
+/// Refuses a question that makes no sense.
+fn check<K: Kind>(target: &Target, review: &Value, validate: fn(&K) -> ErrorList) -> Result<(), ApiStatus> {
+    let typed = K::from_value(review.clone()).map_err(|error| ApiStatus::bad_request(error.to_string()))?;
+    let errors = validate(&typed);
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(ApiStatus::invalid(&GroupKind::new(&*target.row.group, &*target.row.kind), "", &errors))
+}
+
+async fn access(server: &Inner, review: &Value, user: UserInfo) -> Result<Value, ApiStatus> {
     let spec = review.get("spec").cloned().unwrap_or_default();
     let resource = spec.get("resourceAttributes").filter(|value| !value.is_null());
     let path = spec.get("nonResourceAttributes").filter(|value| !value.is_null());
     let text = |value: &Value, name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    // Validation has seen that there is one of them.
     let attributes = match (resource, path) {
-        (Some(resource), None) => Attributes {
+        (Some(resource), _) => Attributes {
             user,
             verb: text(resource, "verb"),
             is_resource: true,
@@ -160,22 +174,9 @@ async fn access(server: &Inner, target: &Target, review: &Value, user: UserInfo)
             name: text(resource, "name"),
             ..Attributes::default()
         },
-        (None, Some(path)) => {
-            Attributes { user, verb: text(path, "verb"), path: text(path, "path"), ..Attributes::default() }
-        }
-        (both, _) => {
-            let root = Path::new("spec").child("resourceAttributes");
-            let detail = if both.is_some() {
-                "cannot be specified in combination with resourceAttributes"
-            } else {
-                "exactly one of nonResourceAttributes or resourceAttributes must be specified"
-            };
-            let error = if both.is_some() {
-                Error::invalid(&Path::new("spec").child("nonResourceAttributes"), "", detail)
-            } else {
-                Error::invalid(&root, Value::Null, detail)
-            };
-            return Err(ApiStatus::invalid(&GroupKind::new(&*target.row.group, &*target.row.kind), "", &[error]));
+        (None, path) => {
+            let of = |name: &str| path.map(|path| text(path, name)).unwrap_or_default();
+            Attributes { user, verb: of("verb"), path: of("path"), ..Attributes::default() }
         }
     };
     let decision = server.authorizer.authorize(&attributes).await;

@@ -295,7 +295,7 @@ pub(crate) fn validate_label_selector(
     }
 }
 
-fn validate_label_selector_requirement(
+pub(crate) fn validate_label_selector_requirement(
     requirement: &LabelSelectorRequirement,
     options: SelectorOptions,
     path: &Path,

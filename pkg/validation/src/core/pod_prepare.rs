@@ -9,13 +9,15 @@ use rkube_api::k8s::core::v1::{
     AppArmorProfile, Container, Lifecycle, Pod, PodAffinityTerm, PodCondition, PodSpec, PodStatus, PodTemplateSpec,
 };
 use rkube_api::meta::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
+use rkube_apimachinery::field::Path;
 
 use super::pod_annotations::APP_ARMOR_PREFIX;
 use super::qos;
 use super::security::is_windows;
-use crate::common::report::{OptList, OptMap, semantic_eq};
+use crate::common::report::{OptList, semantic_eq};
 
-pub fn prepare_for_create(pod: &mut Pod) {
+/// Gives warnings about what it had to rewrite.
+pub fn prepare_for_create(pod: &mut Pod) -> Vec<String> {
     pod.metadata.generation = Some(1);
     let class = pod.spec.as_ref().map_or("BestEffort", qos::compute);
     let spec = pod.spec.get_or_insert_default();
@@ -32,8 +34,9 @@ pub fn prepare_for_create(pod: &mut Pod) {
         }]);
     }
     merge_label_keys(spec, pod.metadata.labels.as_ref());
-    take_app_armor_annotations(spec, pod.metadata.annotations.as_ref());
+    let warnings = take_app_armor_annotations(spec, pod.metadata.annotations.as_ref());
     pod.status = Some(status);
+    warnings
 }
 
 pub fn prepare_for_update(new: &mut Pod, old: &Pod) {
@@ -227,21 +230,26 @@ fn require_values(
     }
 }
 
-/// Profiles given by the old annotation move into the field.
-fn take_app_armor_annotations(spec: &mut PodSpec, annotations: Option<&BTreeMap<String, String>>) {
-    if is_windows(spec) {
-        return;
-    }
+/// Profiles given by the old annotation move into the field. Gives a warning for each.
+fn take_app_armor_annotations(spec: &mut PodSpec, annotations: Option<&BTreeMap<String, String>>) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let Some(annotations) = annotations.filter(|_| !is_windows(spec)) else { return warnings };
     let pod_profile = spec.security_context.as_ref().and_then(|security| security.app_armor_profile.clone());
-    let annotations = annotations.cloned();
     for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
-        let Some(annotation) = annotations.value(&format!("{APP_ARMOR_PREFIX}{}", container.name)) else { continue };
+        let key = format!("{APP_ARMOR_PREFIX}{}", container.name);
         let own = container.security_context.as_ref().and_then(|security| security.app_armor_profile.as_ref());
+        let Some(annotation) = annotations.get(&key).filter(|_| own.is_none()) else { continue };
         let profile = app_armor_profile(annotation);
-        if own.is_none() && profile.is_some() && profile != pod_profile {
+        if profile.is_some() && profile == pod_profile {
+            continue;
+        }
+        if profile.is_some() {
             container.security_context.get_or_insert_default().app_armor_profile = profile;
         }
+        let path = Path::new("metadata").child("annotations").key(&key);
+        warnings.push(format!("{path}: deprecated since v1.30; use the \"appArmorProfile\" field instead"));
     }
+    warnings
 }
 
 fn app_armor_profile(annotation: &str) -> Option<AppArmorProfile> {

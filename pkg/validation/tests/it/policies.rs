@@ -1,12 +1,13 @@
 //! Budgets, roles, classes and leases.
 
 use expect_test::expect;
+use rkube_api::k8s::authorization::v1::{LocalSubjectAccessReview, SubjectAccessReview};
 use rkube_api::k8s::coordination::v1::Lease;
 use rkube_api::k8s::policy::v1::PodDisruptionBudget;
 use rkube_api::k8s::rbac::v1::{ClusterRole, RoleBinding};
 use rkube_api::k8s::scheduling::v1::PriorityClass;
 use rkube_api::k8s::storage::v1::{CSIDriver, StorageClass};
-use rkube_validation::{coordination, policy, rbac, scheduling, storage};
+use rkube_validation::{coordination, policy, rbac, reviews, scheduling, storage};
 use serde_json::json;
 
 use crate::Subject;
@@ -206,4 +207,59 @@ fn classes() {
           spec.attachedRequired: Invalid value: false: field is immutable
     "#]]
     .assert_eq(&subject.updates(&[("/spec/attachRequired", json!(false))]));
+}
+
+#[test]
+fn reviews_of_access() {
+    let subject = Subject::<SubjectAccessReview> {
+        object: json!({"spec": {"user": "u", "resourceAttributes": {"verb": "get", "resource": "pods"}}}),
+        defaults: |_| {},
+        validate: reviews::validate,
+        validate_update: |new, _| reviews::validate(new),
+    };
+    let text = subject.creates(&[
+        ("/metadata", json!({"name": "x"})),
+        ("/spec", json!({})),
+        ("/spec/nonResourceAttributes", json!({"path": "/"})),
+        ("/spec/resourceAttributes/fieldSelector", json!({})),
+        ("/spec/resourceAttributes/fieldSelector", json!({"requirements": [{"key": "", "operator": "In"}]})),
+        (
+            "/spec/resourceAttributes/labelSelector",
+            json!({"rawSelector": "a", "requirements": [{"key": "a", "operator": "Near"}]}),
+        ),
+    ]);
+    expect![[r#"
+        /metadata = {"name":"x"}
+          metadata: Invalid value: {"name":"x"}: must be empty
+        /spec = {}
+          spec.resourceAttributes: Invalid value: null: exactly one of nonResourceAttributes or resourceAttributes must be specified
+          spec.user: Invalid value: "": at least one of user or group must be specified
+        /spec/nonResourceAttributes = {"path":"/"}
+          spec.nonResourceAttributes: Invalid value: {"path":"/"}: cannot be specified in combination with resourceAttributes
+        /spec/resourceAttributes/fieldSelector = {}
+          spec.resourceAttributes.fieldSelector.requirements: Required value: when spec.resourceAttributes.fieldSelector is specified, requirements or rawSelector is required
+        /spec/resourceAttributes/fieldSelector = {"requirements":[{"key":"","operator":"In"}]}
+          spec.resourceAttributes.fieldSelector.requirements[0].key: Required value: must be specified
+          spec.resourceAttributes.fieldSelector.requirements[0].values: Required value: must be specified when `operator` is 'In' or 'NotIn'
+        /spec/resourceAttributes/labelSelector = {"rawSelector":"a","requirements":[{"key":"a","operator":"Near"}]}
+          spec.resourceAttributes.labelSelector.rawSelector: Invalid value: "a": may not specified at the same time as requirements
+    "#]].assert_eq(&text);
+
+    let subject = Subject::<LocalSubjectAccessReview> {
+        object: json!({
+            "metadata": {"namespace": "n"},
+            "spec": {"user": "u", "resourceAttributes": {"namespace": "n", "verb": "get", "resource": "pods"}},
+        }),
+        defaults: |_| {},
+        validate: reviews::validate_local,
+        validate_update: |new, _| reviews::validate_local(new),
+    };
+    let text = subject.creates(&[("/metadata/namespace", json!("m")), ("/metadata/name", json!("x"))]);
+    expect![[r#"
+        /metadata/namespace = "m"
+          spec.resourceAttributes.namespace: Invalid value: "n": must match metadata.namespace
+        /metadata/name = "x"
+          metadata: Invalid value: {"name":"x"}: must be empty except for namespace
+    "#]]
+    .assert_eq(&text);
 }

@@ -55,8 +55,10 @@ impl TypedStrategy for PodStrategy {
         pod_defaults::set_defaults(object);
     }
 
-    fn prepare_for_create(&self, _: &StrategyContext<'_>, object: &mut Pod) {
-        pod_prepare::prepare_for_create(object);
+    fn prepare_for_create(&self, context: &StrategyContext<'_>, object: &mut Pod) {
+        for warning in pod_prepare::prepare_for_create(object) {
+            context.request.warn(warning);
+        }
     }
 
     fn validate(&self, _: &StrategyContext<'_>, object: &Pod) -> ErrorList {
