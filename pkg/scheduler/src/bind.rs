@@ -17,6 +17,7 @@ use crate::model::pod::node_name;
 use crate::queue::Queued;
 use crate::scheduler::Scheduler;
 use crate::status::Report;
+use crate::volumes::Bindings;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(10);
@@ -30,9 +31,26 @@ enum Outcome {
 }
 
 impl Scheduler {
-    pub(crate) async fn bind(self: &Arc<Self>, queued: Queued, node: Arc<str>, start: Duration) {
+    pub(crate) async fn bind(
+        self: &Arc<Self>,
+        queued: Queued,
+        node: Arc<str>,
+        volumes: Option<Bindings>,
+        start: Duration,
+    ) {
         let info = &queued.info;
-        match self.write_binding(&queued, &node).await {
+        let bound = match &volumes {
+            Some(volumes) => self.bind_volumes(volumes, &node, queued.profile).await,
+            None => Ok(()),
+        };
+        let outcome = match bound {
+            Ok(()) => self.write_binding(&queued, &node).await,
+            Err(message) => Outcome::Refused(message),
+        };
+        if let Some(volumes) = &volumes {
+            self.state.lock().release(volumes);
+        }
+        match outcome {
             Outcome::Bound => {
                 self.state.lock().bound(&info.uid);
                 let now = self.now();

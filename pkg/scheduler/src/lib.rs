@@ -18,6 +18,7 @@ mod queue;
 mod cluster;
 mod decide;
 mod model;
+mod volumes;
 
 pub mod metrics;
 

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rkube_api::k8s::core::v1::{Namespace, Node, Pod};
+use rkube_api::k8s::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use rkube_api::k8s::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass};
 use rkube_apimachinery::task;
 use rkube_client::events::reference_to;
 use rkube_client::factory::NotSynced;
@@ -25,6 +26,7 @@ use crate::preempt::{self, Preemption};
 use crate::queue::Queued;
 use crate::state::{State, Step};
 use crate::status::{self, Report, Reports};
+use crate::volumes::Storage;
 
 /// The longest note an event may have.
 const NOTE_MAX: usize = 1024;
@@ -39,6 +41,8 @@ pub(crate) struct Scheduler {
     pub(crate) state: Mutex<State>,
     pub(crate) wake: Notify,
     pub(crate) reports: Reports,
+    /// Told whenever a claim changed.
+    pub(crate) storage_changed: Arc<Notify>,
     bindings: Arc<Semaphore>,
 }
 
@@ -70,7 +74,9 @@ impl Scheduler {
     fn start(context: SchedulerContext) -> Arc<Self> {
         let owners = Box::new(CachedOwners::new(&context.informers));
         let budgets = preempt::Budgets::new(&context.informers);
-        let decider = Decider::new(owners, Arc::clone(&context.random));
+        let storage = Storage::new(&context.informers);
+        let storage_changed = Arc::clone(&storage.changed);
+        let decider = Decider::new(owners, storage, Arc::clone(&context.random));
         let state = State::new(Arc::clone(&context.config), decider, budgets);
         let bindings = Arc::new(Semaphore::new(context.config.bindings_max.max(1)));
         let scheduler = Arc::new(Self {
@@ -78,11 +84,18 @@ impl Scheduler {
             state: Mutex::new(state),
             wake: Notify::new(),
             reports: Reports::default(),
+            storage_changed,
             bindings,
         });
         scheduler.listen::<Pod>(State::pod);
         scheduler.listen::<Node>(State::node);
         scheduler.listen::<Namespace>(State::namespace);
+        scheduler.listen::<PersistentVolumeClaim>(State::storage);
+        scheduler.listen::<PersistentVolume>(State::storage);
+        scheduler.listen::<StorageClass>(State::storage);
+        scheduler.listen::<CSINode>(State::storage);
+        scheduler.listen::<CSIDriver>(State::storage);
+        scheduler.listen::<CSIStorageCapacity>(State::storage);
         scheduler
     }
 
@@ -117,12 +130,12 @@ impl Scheduler {
                     self.wait(until, wake).await;
                     continue;
                 }
-                Step::Bind { queued, node } => {
+                Step::Bind { queued, node, volumes } => {
                     metrics().algorithm_duration.observe(took.as_secs_f64());
                     let scheduler = Arc::clone(self);
                     let span = info_span!("bind", component = "scheduler", pod = %queued.info.key);
                     task::spawn(span, async move {
-                        scheduler.bind(queued, node, start).await;
+                        scheduler.bind(queued, node, volumes, start).await;
                         drop(permit);
                     });
                 }

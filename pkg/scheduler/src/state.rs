@@ -19,6 +19,7 @@ use crate::plugins::PluginSet;
 use crate::preempt::{self, Preemption};
 use crate::queue::hints::Event;
 use crate::queue::{Depths, Queue, Queued};
+use crate::volumes::Bindings;
 
 pub(crate) struct State {
     config: Arc<SchedulerConfig>,
@@ -31,7 +32,7 @@ pub(crate) struct State {
 /// What is to be done outside the lock.
 pub(crate) enum Step {
     /// Write the pod's node to the API; the cluster counts it there already.
-    Bind { queued: Queued, node: Arc<str> },
+    Bind { queued: Queued, node: Arc<str>, volumes: Option<Bindings> },
     /// Tell the pod's owner why it has no node.
     Unfit {
         queued: Queued,
@@ -73,8 +74,9 @@ impl State {
         match self.decider.decide(&mut self.cluster, (queued.profile, profile), &queued.info) {
             Verdict::Node { name, .. } => {
                 self.cluster.remove_nomination(&queued.info.uid);
+                let volumes = self.decider.reserve(&self.cluster, profile, &queued.info, &name);
                 self.cluster.assume(Arc::clone(&queued.info), &name);
-                Step::Bind { queued, node: name }
+                Step::Bind { queued, node: name, volumes }
             }
             Verdict::NoNodes => {
                 let message = "no nodes available to schedule pods".to_owned();
@@ -142,6 +144,11 @@ impl State {
             self.queue.event(&Event::PodRemoved(info, &self.cluster.namespaces), now);
         }
         true
+    }
+
+    /// The API shows the volumes, or they are given up.
+    pub(crate) fn release(&mut self, volumes: &Bindings) {
+        self.decider.storage.release(volumes);
     }
 
     /// A victim stays.
@@ -224,6 +231,11 @@ impl State {
             self.cluster.nominate(&info, info.nominated_node());
         }
         self.queue.set(info, profile, now)
+    }
+
+    pub(crate) fn storage<K>(&mut self, _delta: &Delta<Arc<K>>, now: Duration) -> bool {
+        self.decider.storage.changed.notify_waiters();
+        self.queue.event(&Event::Storage, now)
     }
 
     pub(crate) fn node(&mut self, delta: &Delta<Arc<Node>>, now: Duration) -> bool {

@@ -22,7 +22,8 @@ use crate::cluster::held::HeldTerms;
 pub(crate) use crate::cluster::node::NodeState;
 use crate::cluster::slots::Slot;
 use crate::cluster::topology::{Topologies, TopologyId};
-use crate::model::pod::{Namespaces, PodInfo};
+use crate::model::pod::{Namespaces, PodInfo, claim_names};
+use crate::volumes::claim_key;
 
 /// Changes remembered. Whoever is further behind looks at every node.
 const CHANGES_MAX: usize = 8192;
@@ -58,6 +59,8 @@ pub(crate) struct Cluster {
     /// Pods that were promised a node, by uid; those lower in priority must leave them room.
     nominated: HashMap<Arc<str>, (Arc<PodInfo>, Arc<str>)>,
     nominated_by_node: HashMap<Arc<str>, HashSet<Arc<str>>>,
+    /// How many pods on nodes use a claim, by `namespace/name`.
+    claims: HashMap<String, usize>,
     /// Pods on nodes whose deletion was decided here and is not seen yet.
     condemned: HashSet<Arc<str>>,
 }
@@ -243,6 +246,11 @@ impl Cluster {
         self.pods.get(uid).map(|placed| &placed.info)
     }
 
+    /// How many pods on nodes use the claim `namespace/name`.
+    pub(crate) fn claim_users(&self, key: &str) -> usize {
+        self.claims.get(key).copied().unwrap_or(0)
+    }
+
     pub(crate) fn condemn(&mut self, uid: &Arc<str>) {
         if self.pods.contains_key(uid) {
             self.condemned.insert(Arc::clone(uid));
@@ -265,6 +273,9 @@ impl Cluster {
         if let Some(Some(state)) = self.nodes.get_mut(slot as usize) {
             state.add(Arc::clone(&info));
         }
+        for name in claim_names(&info.pod) {
+            *self.claims.entry(claim_key(info.namespace(), &name)).or_insert(0) += 1;
+        }
         self.assumed += usize::from(assumed);
         self.pods.insert(Arc::clone(&info.uid), Placed { info, slot, assumed });
         self.note(slot);
@@ -274,6 +285,15 @@ impl Cluster {
         let Some(Placed { info, slot, assumed }) = self.pods.remove(uid) else { return };
         self.assumed -= usize::from(assumed);
         self.condemned.remove(uid);
+        for name in claim_names(&info.pod) {
+            let key = claim_key(info.namespace(), &name);
+            if let Some(users) = self.claims.get_mut(&key) {
+                *users -= 1;
+                if *users == 0 {
+                    self.claims.remove(&key);
+                }
+            }
+        }
         self.counts.remove(&info, slot, &self.namespaces);
         self.held.remove(&info, slot);
         if let Some(Some(state)) = self.nodes.get_mut(slot as usize) {

@@ -11,6 +11,7 @@ use crate::decide::views::View;
 use crate::decide::{affinity, local, spread};
 use crate::model::pod::PodInfo;
 use crate::plugins::Plugin;
+use crate::volumes::{self, Storage};
 
 /// What bears on one pod across nodes.
 pub(crate) struct Round {
@@ -40,6 +41,7 @@ pub(crate) struct Eval<'a> {
     pub(crate) pod: &'a Arc<PodInfo>,
     pub(crate) view: &'a View,
     pub(crate) round: Round,
+    volumes: Option<(&'a Storage, volumes::Plan)>,
     named: Option<BTreeSet<String>>,
     /// Nodes promised to other pods that are as important.
     promised: Vec<(Slot, Vec<Arc<PodInfo>>)>,
@@ -52,6 +54,7 @@ impl<'a> Eval<'a> {
         pod: &'a Arc<PodInfo>,
         view: &'a View,
         round: Round,
+        volumes: Option<(&'a Storage, volumes::Plan)>,
         named: Option<BTreeSet<String>>,
     ) -> Self {
         let mut promised = Vec::new();
@@ -65,7 +68,7 @@ impl<'a> Eval<'a> {
                 promised.push((slot, others));
             }
         }
-        Self { cluster, profile, pod, view, round, named, promised }
+        Self { cluster, profile, pod, view, round, volumes, named, promised }
     }
 
     /// The node the pod was promised, if it is still good.
@@ -78,7 +81,10 @@ impl<'a> Eval<'a> {
 
     /// All nodes that will have the pod.
     pub(crate) fn feasible(&mut self) -> Vec<Slot> {
-        let plain = self.round.hard.is_none() && self.round.filters.is_none() && self.promised.is_empty();
+        let plain = self.volumes.is_none()
+            && self.round.hard.is_none()
+            && self.round.filters.is_none()
+            && self.promised.is_empty();
         let view = self.view;
         let fitting = (0..).zip(&view.nodes).filter(|(_, node)| node.fits()).map(|(slot, _)| slot);
         if plain && self.named.is_none() {
@@ -105,7 +111,8 @@ impl<'a> Eval<'a> {
         if !node.fits() {
             return self.view.rejection(node).cloned();
         }
-        let rejection = self.round.check(self.cluster, slot);
+        let volumes = self.cluster.node(slot).and_then(|node| self.check_volumes(node));
+        let rejection = volumes.or_else(|| self.round.check(self.cluster, slot));
         if rejection.is_some() || self.promised.is_empty() {
             return rejection;
         }
@@ -120,7 +127,14 @@ impl<'a> Eval<'a> {
 
     /// All filters that other pods can make a difference to, with `node` in place of what is at the slot.
     fn check_as(&self, node: &NodeState, slot: Slot) -> Option<Rejection> {
-        local::check_room(self.profile, self.pod, node).or_else(|| self.round.check(self.cluster, slot))
+        local::check_room(self.profile, self.pod, node)
+            .or_else(|| self.check_volumes(node))
+            .or_else(|| self.round.check(self.cluster, slot))
+    }
+
+    fn check_volumes(&self, node: &NodeState) -> Option<Rejection> {
+        let (storage, plan) = self.volumes.as_ref()?;
+        storage.check(self.profile, plan, self.pod, node)
     }
 
     /// As `check_as`, with the pods the node was promised to on it.
@@ -145,6 +159,9 @@ impl<'a> Eval<'a> {
 
     /// Pretends that `other` is on the node, or with -1 that it is not, to filters that look across nodes.
     pub(crate) fn apply(&mut self, other: &PodInfo, slot: Slot, delta: i64) {
+        if let Some((_, plan)) = &mut self.volumes {
+            plan.apply(other, delta);
+        }
         let Round { spread, affinity, hard, filters } = &mut self.round;
         if let Some(hard) = hard {
             hard.apply(self.cluster, spread, self.view, other, slot, delta);

@@ -29,6 +29,7 @@ use crate::decide::views::Views;
 use crate::model::node_affinity;
 use crate::model::pod::PodInfo;
 use crate::plugins::{Plugin, Point};
+use crate::volumes::{Bindings, Storage};
 
 /// What came of a decision.
 #[derive(Debug, PartialEq, Eq)]
@@ -47,12 +48,13 @@ pub(crate) enum Verdict {
 pub(crate) struct Decider {
     views: Views,
     owners: Box<dyn Owners>,
+    pub(crate) storage: Storage,
     random: SharedRandom,
 }
 
 impl Decider {
-    pub(crate) fn new(owners: Box<dyn Owners>, random: SharedRandom) -> Self {
-        Self { views: Views::default(), owners, random }
+    pub(crate) fn new(owners: Box<dyn Owners>, storage: Storage, random: SharedRandom) -> Self {
+        Self { views: Views::default(), owners, storage, random }
     }
 
     pub(crate) fn random(&self) -> SharedRandom {
@@ -67,6 +69,10 @@ impl Decider {
         pod: &'a Arc<PodInfo>,
     ) -> Result<Eval<'a>, Diagnosis> {
         let named = named_nodes(cluster, profile, pod)?;
+        let volumes = self.storage.plan(cluster, profile, pod);
+        let volumes = volumes
+            .map_err(|(plugin, message)| Diagnosis::before_nodes(cluster.node_count(), plugin, message))?
+            .map(|plan| (&self.storage, plan));
         let spread = spread::Plan::new(cluster, profile, pod, self.owners.as_ref());
         let affinity = affinity::Plan::new(cluster, profile, pod);
         let cluster = &*cluster;
@@ -78,7 +84,19 @@ impl Decider {
             _ => self.views.of(cluster, profile_index, profile, pod),
         };
         let round = Round::new(cluster, view, spread, affinity);
-        Ok(Eval::new(cluster, profile, pod, view, round, named))
+        Ok(Eval::new(cluster, profile, pod, view, round, volumes, named))
+    }
+
+    /// Takes the volumes that go with the node, if any wait for it.
+    pub(crate) fn reserve(
+        &mut self,
+        cluster: &Cluster,
+        profile: &Profile,
+        pod: &PodInfo,
+        node: &str,
+    ) -> Option<Bindings> {
+        let plan = self.storage.plan(cluster, profile, pod).ok()??;
+        self.storage.reserve(&plan, cluster.node(cluster.slot_of(node)?)?)
     }
 
     pub(crate) fn decide(&mut self, cluster: &mut Cluster, profile: (usize, &Profile), pod: &Arc<PodInfo>) -> Verdict {

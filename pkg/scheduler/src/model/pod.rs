@@ -106,3 +106,20 @@ pub(crate) fn is_finished(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
 }
+
+/// The names of the claims the pod uses: those it names, and those made for its ephemeral volumes.
+pub(crate) fn claim_names(pod: &Pod) -> impl Iterator<Item = String> + '_ {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    volumes.filter_map(|volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
+        (Some(claim), _) => Some(claim.claim_name.clone()),
+        (None, Some(_)) => Some(format!("{}-{}", pod.metadata.name.as_deref().unwrap_or_default(), volume.name)),
+        (None, None) => None,
+    })
+}
+
+/// Whether the claim is one made for an ephemeral volume of the pod.
+pub(crate) fn is_ephemeral_claim(pod: &Pod, name: &str) -> bool {
+    let mut volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    let own = pod.metadata.name.as_deref().unwrap_or_default();
+    volumes.any(|volume| volume.ephemeral.is_some() && format!("{own}-{}", volume.name) == name)
+}
