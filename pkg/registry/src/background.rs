@@ -31,13 +31,17 @@ const EXPIRY_INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// Forgets history up to where it was one interval ago, as kube-apiserver compacts etcd.
 pub(crate) async fn compact(shared: Arc<Shared>, interval: Duration, stop: CancellationToken) {
     let mut before: Option<Revision> = None;
+    let mut compacted = Revision(0);
     while stop.run_until_cancelled(shared.clock.sleep(interval)).await.is_some() {
-        if let Some(revision) = before.filter(|revision| revision.0 > 0)
-            && let Err(error) = shared.storage.compact(revision).await
-            // Another server was first.
-            && !matches!(error, StorageError::Compacted { .. })
-        {
-            tracing::warn!(revision = revision.0, error = %chain(&error), "Could not compact the datastore");
+        // A datastore in which nothing happens is left alone.
+        if let Some(revision) = before.filter(|revision| *revision > compacted) {
+            match shared.storage.compact(revision).await {
+                // Compacted already: another server was first.
+                Ok(()) | Err(StorageError::Compacted { .. }) => compacted = revision,
+                Err(error) => {
+                    tracing::warn!(revision = revision.0, error = %chain(&error), "Could not compact the datastore");
+                }
+            }
         }
         match shared.storage.current_revision().await {
             Ok(revision) => before = Some(revision),

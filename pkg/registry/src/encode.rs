@@ -154,9 +154,13 @@ impl Picker {
         let mut picked = Picked {
             selection: Selection { uid: String::new(), labels: Vec::new(), fields: self.zeros.clone() },
             zeros: &self.zeros,
+            done: false,
         };
         let mut deserializer = serde_json::Deserializer::from_slice(json);
-        PickSeed { pick: &self.root, into: &mut picked }.deserialize(&mut deserializer).map_err(EncodeError::Json)?;
+        let read = PickSeed { pick: &self.root, into: &mut picked, top: true }.deserialize(&mut deserializer);
+        if !picked.done {
+            read.map_err(EncodeError::Json)?;
+        }
         picked.selection.labels.sort_unstable();
         Ok(picked.selection)
     }
@@ -183,6 +187,8 @@ impl Pick {
 struct Picked<'a> {
     selection: Selection,
     zeros: &'a [String],
+    /// Everything was found, and reading ended early: megabytes of data after the metadata are not looked at.
+    done: bool,
 }
 
 impl Picked<'_> {
@@ -211,6 +217,8 @@ impl Picked<'_> {
 struct PickSeed<'a, 'b> {
     pick: &'a Pick,
     into: &'a mut Picked<'b>,
+    /// The object itself, not something in it.
+    top: bool,
 }
 
 impl<'de> DeserializeSeed<'de> for PickSeed<'_, '_> {
@@ -258,7 +266,7 @@ impl<'de> Visitor<'de> for PickSeed<'_, '_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
-        if items.next_element_seed(PickSeed { pick: self.pick, into: self.into })?.is_some() {
+        if items.next_element_seed(PickSeed { pick: self.pick, into: self.into, top: false })?.is_some() {
             while items.next_element::<IgnoredAny>()?.is_some() {}
         }
         Ok(())
@@ -273,9 +281,17 @@ impl<'de> Visitor<'de> for PickSeed<'_, '_> {
             }
             return Ok(());
         }
+        let mut left = self.pick.children.len();
         while let Some(name) = members.next_key_seed(NameSeed(self.pick))? {
             match name {
-                Some(child) => members.next_value_seed(PickSeed { pick: child, into: self.into })?,
+                Some(child) => {
+                    members.next_value_seed(PickSeed { pick: child, into: self.into, top: false })?;
+                    left = left.saturating_sub(1);
+                    if self.top && left == 0 {
+                        self.into.done = true;
+                        return Err(serde::de::Error::custom("the rest is not needed"));
+                    }
+                }
                 None => {
                     members.next_value::<IgnoredAny>()?;
                 }
@@ -334,6 +350,15 @@ mod tests {
         let read = with_revision(&foreign, 5).expect("splices");
         let text = String::from_utf8(read.to_vec()).expect("text");
         assert_eq!(text, r#"{"apiVersion":"v1","kind":"K","metadata":{"resourceVersion":"5"},"x":1}"#);
+    }
+
+    #[test]
+    fn reading_ends_when_everything_was_found() {
+        let picker = Picker::new(&[]);
+        let cut = br#"{"apiVersion":"v1","kind":"Secret","metadata":{"uid":"u","labels":{"a":"1"}},"data":{"#;
+        let selection = picker.pick(cut).expect("what is needed was there");
+        assert_eq!((selection.uid.as_str(), selection.labels.len()), ("u", 1));
+        assert!(picker.pick(br#"{"kind":"Secret","data":{"#).is_err());
     }
 
     #[test]
