@@ -96,6 +96,8 @@ impl Inner {
             tracing::warn!(%uid, error = %chain(&error), "Directory of the pod was not removed");
         }
         self.workers.remove(uid);
+        // What it left in the runtime is collected with the next tick.
+        *self.collected.lock() = None;
     }
 
     /// Pods in the runtime that nobody wants are stopped, once it is known what is wanted.
@@ -159,6 +161,7 @@ impl Inner {
         if !self.sources.all_are_ready() || !self.pleg.is_synced() {
             return;
         }
+        *self.collected.lock() = Some(self.clock.monotonic());
         self.objects.collect();
         self.statuses.retain(|uid| self.pods.get(uid).is_some() || self.workers.get(uid).is_some());
         for uid in self.volumes.pods_on_disk() {

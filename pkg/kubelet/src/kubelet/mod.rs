@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rkube_api::k8s::core::v1::{Node, Service};
 use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::task;
@@ -107,6 +107,8 @@ pub struct Inner {
     facts: RwLock<Arc<NodeFacts>>,
     dns: RwLock<Arc<DnsSettings>>,
     pub(crate) wake: mpsc::Sender<Event>,
+    /// When garbage was last collected, by the monotonic clock.
+    collected: Mutex<Option<Duration>>,
     pub(crate) tasks: TaskTracker,
     pub(crate) shutdown: CancellationToken,
 }
@@ -135,6 +137,8 @@ pub struct Kubelet {
 const EVENTS_MAX: usize = 4096;
 /// What is due is looked for so often. Work that has a time of its own has a timer of its own.
 const TICK: Duration = Duration::from_secs(10);
+/// Upstream's period for dead containers. A pod that ends is collected at once.
+const GARBAGE_PERIOD: Duration = Duration::from_secs(60);
 
 impl Kubelet {
     pub fn new(config: KubeletConfig, dependencies: Dependencies, shutdown: CancellationToken) -> Self {
@@ -224,6 +228,7 @@ impl Kubelet {
             facts,
             dns,
             wake,
+            collected: Mutex::default(),
             tasks: TaskTracker::new(),
             shutdown,
             config,
@@ -304,7 +309,10 @@ impl Inner {
                 () = self.shutdown.cancelled() => return,
                 () = &mut tick => {
                     self.clone().reconcile_desired();
-                    self.clone().housekeep();
+                    let last = *self.collected.lock();
+                    if last.is_none_or(|last| self.clock.monotonic().saturating_sub(last) >= GARBAGE_PERIOD) {
+                        self.clone().housekeep();
+                    }
                     tick = self.clock.sleep(TICK);
                 }
                 event = events.recv() => match event {

@@ -41,6 +41,8 @@ const LEASE_NAMESPACE: &str = "kube-node-lease";
 /// Registration is tried this soon again at first, and never more seldom than the status period.
 const REGISTER_RETRY: Duration = Duration::from_millis(100);
 const IMAGES_MAX: usize = 50;
+/// Listing images is the dearest question of all.
+const IMAGES_PERIOD: Duration = Duration::from_secs(60);
 /// How long a start waits for the runtime before the node is reported without it.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
 const CONFLICT_RETRIES_MAX: usize = 5;
@@ -77,6 +79,7 @@ pub struct NodeManager {
     health: RwLock<Health>,
     runtime_version: RwLock<String>,
     images: RwLock<Vec<ContainerImage>>,
+    images_read: Mutex<Option<Duration>>,
     written: Mutex<Option<(NodeStatus, Duration)>>,
     pod_cidr: Mutex<String>,
     observed: watch::Sender<bool>,
@@ -103,6 +106,7 @@ impl NodeManager {
             health: RwLock::default(),
             runtime_version: RwLock::default(),
             images: RwLock::default(),
+            images_read: Mutex::default(),
             written: Mutex::default(),
             pod_cidr: Mutex::default(),
             observed: watch::channel(false).0,
@@ -223,11 +227,16 @@ impl NodeManager {
                 worker.wake.notify_one();
             }
         }
-        if let Ok(answer) = inner.runtime.images.service().list_images(ListImagesRequest::default()).await {
+        let now = self.clock.monotonic();
+        let images_are_due = self.images_read.lock().is_none_or(|at| now.saturating_sub(at) >= IMAGES_PERIOD);
+        if images_are_due
+            && let Ok(answer) = inner.runtime.images.service().list_images(ListImagesRequest::default()).await
+        {
             let mut images = answer.images;
             images.sort_by_key(|image| std::cmp::Reverse(image.size));
             images.truncate(IMAGES_MAX);
             *self.images.write() = images.into_iter().map(object::image).collect();
+            *self.images_read.lock() = Some(now);
         }
         self.pass_on_pod_cidr(inner).await;
     }
