@@ -1,3 +1,5 @@
+//! Selectors: parsing, printing, matching, and the texts of errors.
+
 use proptest::prelude::*;
 use serde_json::json;
 

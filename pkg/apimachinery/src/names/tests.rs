@@ -1,3 +1,5 @@
+//! Names: what is accepted, and the texts of what is not.
+
 use super::ip::*;
 use super::*;
 

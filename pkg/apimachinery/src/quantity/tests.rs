@@ -1,3 +1,5 @@
+//! Quantities: parsing, canonical form and arithmetic, against a model.
+
 use proptest::prelude::*;
 
 use super::*;

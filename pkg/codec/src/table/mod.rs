@@ -6,6 +6,7 @@ mod autoscaler;
 mod cells;
 mod pod;
 mod printers;
+mod rows;
 
 use std::io::Write as _;
 use std::sync::Arc;

@@ -1,3 +1,5 @@
+//! Strategic merge patches: every directive, and patches made from two objects.
+
 use proptest::prelude::*;
 use serde_json::json;
 
