@@ -267,7 +267,10 @@ async fn remove_unused_images(inner: &Inner, state: &mut State, to_free: i64) ->
     for image in images.images {
         let by_name = image.repo_tags.iter().chain(&image.repo_digests).any(|name| used.contains(name));
         let in_use = by_name || used.contains(&image.id);
-        let keep = image.pinned || image.repo_tags.contains(&inner.config.pause_image);
+        let imported = inner.imported.lock();
+        let keep = image.pinned
+            || image.repo_tags.iter().any(|tag| *tag == inner.config.pause_image || imported.contains(tag));
+        drop(imported);
         let seen = state.images_seen.entry(image.id.clone()).or_insert(now);
         if in_use || keep {
             *seen = now;

@@ -280,6 +280,7 @@ impl Inner {
             match importer.import_for_cri(&**self.runtime.images.service(), &path).await {
                 Ok(images) => {
                     tracing::info!(path = %path.display(), images = images.join(","), "Imported images");
+                    self.imported.lock().extend(images);
                     done.insert(path, stamp);
                 }
                 Err(error) => {

@@ -9,6 +9,7 @@ mod pod_sync;
 mod sources;
 mod workers;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -109,6 +110,8 @@ pub struct Inner {
     pub(crate) wake: mpsc::Sender<Event>,
     /// When garbage was last collected, by the monotonic clock.
     collected: Mutex<Option<Duration>>,
+    /// Images that came from files. No registry has them, so they are never collected.
+    pub(crate) imported: Mutex<HashSet<String>>,
     pub(crate) tasks: TaskTracker,
     pub(crate) shutdown: CancellationToken,
 }
@@ -229,6 +232,7 @@ impl Kubelet {
             dns,
             wake,
             collected: Mutex::default(),
+            imported: Mutex::default(),
             tasks: TaskTracker::new(),
             shutdown,
             config,
