@@ -45,7 +45,7 @@ impl Strategy for GenericStrategy {
             copy(&old, new, "status");
         }
         if wanted(new, self.has_status) != wanted(&old, self.has_status) {
-            new.set_generation(old.generation() + 1);
+            new.set_generation(old.generation().saturating_add(1));
         }
         Ok(())
     }

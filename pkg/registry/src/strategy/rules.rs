@@ -170,7 +170,7 @@ pub(crate) fn first_generation(meta: &mut ObjectMeta) {
 
 /// The intent changed.
 pub(crate) fn next_generation(new: &mut ObjectMeta, old: &ObjectMeta) {
-    new.generation = Some(old.generation.unwrap_or(0) + 1);
+    new.generation = Some(old.generation.unwrap_or(0).saturating_add(1));
 }
 
 /// Of the metadata, a status update may change what identifies the write and nothing else.

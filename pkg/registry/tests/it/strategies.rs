@@ -135,3 +135,101 @@ fn golden_objects_pass_through_their_strategies() {
     assert_eq!(faults, Vec::<String>::new());
     assert!(seen > 50, "only {seen} golden objects were found");
 }
+
+/// Replaces every scalar, or changes every list.
+fn spoil(value: &mut Value, change: &impl Fn(&mut Value)) {
+    match value {
+        Value::Object(members) => members.values_mut().for_each(|member| spoil(member, change)),
+        Value::Array(items) => items.iter_mut().for_each(|item| spoil(item, change)),
+        _ => {}
+    }
+    change(value);
+}
+
+/// What clients may send and nobody means.
+fn spoiled(value: &Value) -> Vec<Value> {
+    let mut all = Vec::new();
+    let long = "9".repeat(300);
+    let texts =
+        ["", "é", "a/b/c", "-", "💥=:", "1e999999999", "9223372036854775808Gi", "٣%", "..", "[", "-----BEGIN ", &long];
+    for text in texts {
+        all.push(spoiled_with(value, &|leaf| {
+            if leaf.is_string() {
+                *leaf = Value::from(text);
+            }
+        }));
+    }
+    for number in [-1, 0, i64::from(i32::MAX), i64::from(i32::MIN), i64::MAX, i64::MIN] {
+        all.push(spoiled_with(value, &|leaf| {
+            if leaf.is_number() {
+                *leaf = Value::from(number);
+            }
+        }));
+    }
+    all.push(spoiled_with(value, &|list| {
+        if let Value::Array(items) = list {
+            items.clear();
+        }
+    }));
+    all.push(spoiled_with(value, &|list| {
+        if let Value::Array(items) = list {
+            items.extend(items.clone());
+        }
+    }));
+    all.push(spoiled_with(value, &|map| {
+        if let Value::Object(members) = map {
+            members.retain(|name, _| matches!(name.as_str(), "spec" | "status" | "metadata" | "template"));
+        }
+    }));
+    all
+}
+
+fn spoiled_with(value: &Value, change: &impl Fn(&mut Value)) -> Value {
+    let mut value = value.clone();
+    spoil(&mut value, change);
+    value
+}
+
+/// Both against what is stored and as what is stored.
+fn survive(strategy: &dyn Strategy, row: &Resource, good: &Value, bad: &Value) {
+    let request = RequestContext::internal();
+    let context =
+        StrategyContext { request: &request, resource: row, namespace: "namespaceValue", now: Timestamp::UNIX_EPOCH };
+    let mut new = Draft::new(bad.clone());
+    // What does not decode is refused before it gets further.
+    if strategy.default(&mut new).is_err() {
+        return;
+    }
+    let bad = new.into_value();
+    let mut new = Draft::new(bad.clone());
+    strategy.prepare_for_create(&context, &mut new).expect("prepare");
+    strategy.validate(&context, &mut new).expect("validate");
+    strategy.warnings_on_create(&context, &mut new).expect("warnings");
+    for (new, old) in [(&bad, good), (good, &bad)] {
+        let (mut new, old) = (Draft::new(new.clone()), stored(old));
+        strategy.prepare_for_update(&context, &mut new, &old).expect("prepare");
+        strategy.validate_update(&context, &mut new, &old).expect("validate");
+        strategy.warnings_on_update(&context, &mut new, &old).expect("warnings");
+    }
+}
+
+#[test]
+fn spoiled_objects_are_survived() {
+    if std::env::var_os("RKUBE_FIXTURES").is_none() {
+        println!("RKUBE_FIXTURES is not set: strategies did not see spoiled objects");
+        return;
+    }
+    for registration in &strategies() {
+        let row = rkube_api::resources()
+            .iter()
+            .find(|row| row.group == registration.group && row.plural == registration.plural)
+            .expect("registrations name resources");
+        let Some(good) = fixture(row) else { continue };
+        for bad in spoiled(&good) {
+            survive(registration.main.as_ref(), row, &good, &bad);
+            for (_, strategy) in &registration.subresources {
+                survive(strategy.as_ref(), row, &good, &bad);
+            }
+        }
+    }
+}

@@ -47,7 +47,7 @@ pub fn prepare_for_update(new: &mut Pod, old: &Pod) {
 
 fn raise_generation(new: &mut Pod, old: &Pod) {
     if !semantic_eq(&new.spec, &old.spec) {
-        new.metadata.generation = Some(old.metadata.generation.unwrap_or(0) + 1);
+        new.metadata.generation = Some(old.metadata.generation.unwrap_or(0).saturating_add(1));
     }
 }
 

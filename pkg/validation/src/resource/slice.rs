@@ -438,7 +438,7 @@ fn validate_range(
         errors.invalid(&path, canonical(step), detail);
     }
     for value in [Some(default), range.max.as_ref()].into_iter().flatten() {
-        let distance = amount(value).value() - amount(min).value();
+        let distance = amount(value).value().saturating_sub(amount(min).value());
         // A step of nothing leads nowhere; upstream divides by it.
         if distance.checked_rem(amount(step).value()) != Some(0) {
             let detail =
