@@ -172,7 +172,7 @@ impl SchedulerConfig {
             return Err(field("podMaxBackoffSeconds", "must be greater than or equal to PodInitialBackoffSeconds"));
         }
         if let Some(percentage) = value.get("percentageOfNodesToScore").filter(|value| !value.is_null())
-            && !percentage.as_u64().is_some_and(|percentage| percentage <= 100)
+            && percentage.as_u64().is_none_or(|percentage| percentage > 100)
         {
             return Err(field("percentageOfNodesToScore", "not in valid range [0-100]"));
         }

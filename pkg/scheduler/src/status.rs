@@ -30,10 +30,13 @@ pub(crate) struct Report {
     pub(crate) nominated: Option<String>,
 }
 
+type Pending = (HashMap<Arc<str>, Report>, VecDeque<Arc<str>>);
+
 /// Reports to be written.
 #[derive(Default)]
 pub(crate) struct Reports {
-    queue: Mutex<(HashMap<Arc<str>, Report>, VecDeque<Arc<str>>)>,
+    /// By uid, and in the order they came.
+    queue: Mutex<Pending>,
     added: Notify,
 }
 

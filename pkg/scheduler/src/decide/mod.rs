@@ -10,7 +10,7 @@ pub(crate) mod diagnosis;
 pub(crate) mod eval;
 pub(crate) mod local;
 pub(crate) mod owners;
-mod score;
+pub(crate) mod score;
 pub(crate) mod spread;
 mod views;
 

@@ -261,7 +261,7 @@ pub(crate) fn score(cluster: &Cluster, plan: &Plan, view: &View, feasible: &[Slo
             if let Some(domain) = topology.domain(slot)
                 && let Some(count) = &mut pods[domain]
                 && constraint.includes(*node)
-                && !(plan.all_topologies && !has_all(cluster, &plan.soft, slot))
+                && (!plan.all_topologies || has_all(cluster, &plan.soft, slot))
             {
                 *count += i64::from(counts.get(slot));
             }

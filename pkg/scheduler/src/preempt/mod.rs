@@ -8,6 +8,7 @@ mod act;
 mod budgets;
 mod choose;
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use rkube_apimachinery::random::{self, Random};
@@ -166,7 +167,7 @@ fn select_victims(
         }
         return Err(rejection);
     }
-    potential.sort_by(|a, b| choose::importance(b).cmp(&choose::importance(a)));
+    potential.sort_by_key(|pod| Reverse(choose::importance(pod)));
     let (violating, others) = budgets.split(potential);
     let mut violations = 0;
     let mut victims = Vec::new();
@@ -189,6 +190,6 @@ fn select_victims(
         let reason = "No preemption victims found for incoming pod";
         return Err(Rejection::unresolvable(Plugin::DefaultPreemption, reason));
     }
-    victims.sort_by(|a, b| choose::importance(b).cmp(&choose::importance(a)));
+    victims.sort_by_key(|pod| Reverse(choose::importance(pod)));
     Ok(Candidate { node: Arc::clone(&node.name), victims, violations })
 }

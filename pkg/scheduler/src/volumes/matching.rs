@@ -122,7 +122,7 @@ impl Storage {
     fn has_capacity(&self, claim: &PersistentVolumeClaim, class: &StorageClass, node: &NodeState) -> bool {
         let driver = self.csi_drivers.get_named("", &class.provisioner);
         let wanted = size_of(claim);
-        if wanted.is_zero() || !driver.is_some_and(|driver| driver.spec.storage_capacity == Some(true)) {
+        if wanted.is_zero() || driver.is_none_or(|driver| driver.spec.storage_capacity != Some(true)) {
             return true;
         }
         let parse = |text: &rkube_api::meta::pkg::api::resource::Quantity| Quantity::parse(&text.0).ok();
