@@ -29,7 +29,7 @@ pub const UNSERVED: &str = "unserved";
 /// Filled by the proxy: connections that come back to where they came from.
 pub const SERVICE_MASQUERADE: &str = "service-masquerade";
 const HOST_PORTS: &str = "host-ports";
-const MASQUERADE: &str = "masquerade";
+const MASQUERADE: &str = "masquerading";
 
 /// Connections with this bit are masqueraded when they leave. Upstream's default bit, 14.
 pub const MASQUERADE_MARK: u32 = 1 << 14;

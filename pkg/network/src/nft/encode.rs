@@ -330,8 +330,8 @@ fn put_expression(list: &mut Message, expression: &Expression) {
             data.text(1, map).be32(3, 1).be32(4, number(*key)).be32(5, number(*value));
             data.attr(6, &milliseconds(*timeout).to_be_bytes());
         }),
-        Expression::Delete { map, key } => put(list, "dynset", |data| {
-            data.text(1, map).be32(3, 2).be32(4, number(*key));
+        Expression::Delete { map, key, data: value } => put(list, "dynset", |data| {
+            data.text(1, map).be32(3, 2).be32(4, number(*key)).be32(5, number(*value));
         }),
         Expression::Verdict(verdict) => put(list, "immediate", |data| {
             data.be32(1, VERDICT_REGISTER);

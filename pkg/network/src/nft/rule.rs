@@ -100,6 +100,7 @@ pub(super) enum Expression {
     Delete {
         map: &'static str,
         key: Register,
+        data: Register,
     },
     Verdict(Verdict),
 }
@@ -344,11 +345,11 @@ impl Rule {
         self.push([Expression::Update { map, key, data, timeout }]).say(text)
     }
 
-    /// Forgets what was remembered for a key.
+    /// Forgets what was remembered for a key. The kernel wants a value register, and does not look at it.
     #[must_use]
-    pub fn forget(self, map: &'static str, key: Register, count: u8) -> Self {
+    pub fn forget(self, map: &'static str, (key, count): (Register, u8), data: Register) -> Self {
         let text = format!("delete @{map} {{ {} }}", self.described(key, count));
-        self.push([Expression::Delete { map, key }]).say(text)
+        self.push([Expression::Delete { map, key, data }]).say(text)
     }
 
     #[must_use]

@@ -16,6 +16,7 @@ use crate::ipam::Ipam;
 use crate::netlink::link::{Link, Vxlan};
 use crate::netlink::route::{Neighbour, NeighbourTable, PROTOCOL, Route};
 use crate::netlink::{NetlinkError, Socket};
+use crate::sysctl;
 use crate::table::{self, TableConfig};
 
 /// As flannel has it, so that firewalls set up for k3s fit.
@@ -122,6 +123,8 @@ fn ensure_vxlan(
     if !link.is_up {
         socket.set_up(link.index)?;
     }
+    // Node ports of 127.0.0.1 may lead to pods of other nodes.
+    sysctl::set(&format!("net/ipv4/conf/{VXLAN}/route_localnet"), "1")?;
     Ok(VxlanDevice { link: link.index })
 }
 

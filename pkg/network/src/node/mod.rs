@@ -31,6 +31,7 @@ use crate::cni::Failure;
 use crate::conflist::{self, Conflist, InstallError};
 use crate::ipam::IpamError;
 use crate::netlink::NetlinkError;
+use crate::sysctl::SysctlError;
 
 pub const BRIDGE: &str = "rkube0";
 pub const VXLAN: &str = "rkube-vxlan";
@@ -72,6 +73,8 @@ pub enum NodeNetworkError {
     Netlink(#[from] NetlinkError),
     #[error(transparent)]
     Ipam(#[from] IpamError),
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
     #[error(transparent)]
     Install(#[from] InstallError),
     #[error("making the bridge: {0}")]

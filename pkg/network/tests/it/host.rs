@@ -41,6 +41,12 @@ impl Space {
         Self(made.join().unwrap())
     }
 
+    /// The same namespace.
+    #[allow(dead_code, reason = "of the shared harness, used by the proxy's tests")]
+    pub(crate) fn clone_of(other: &Self) -> Self {
+        Self(other.0.try_clone().unwrap())
+    }
+
     pub(crate) fn path(&self) -> PathBuf {
         format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
     }

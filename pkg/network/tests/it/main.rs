@@ -2,6 +2,8 @@
 //!
 //! These tests need root; without it they say so and pass.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test code, outside of test functions")]
+
 mod host;
 
 mod cni;
