@@ -62,9 +62,10 @@ impl GroupVersionKind {
     }
 }
 
+/// As Go prints it: `/v1, Kind=Pod`, with the slash also for the core group.
 impl fmt::Display for GroupVersionKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, Kind={}", self.group_version(), self.kind)
+        write!(f, "{}/{}, Kind={}", self.group, self.version, self.kind)
     }
 }
 

@@ -120,7 +120,7 @@ async fn what_cannot_be_applied_is_refused() {
         r#"422 PatchOptions.meta.k8s.io "" is invalid: fieldManager: Required value: is required for apply patch"#
     ]]
     .assert_eq(&refuse("", map_with("a", "x")).await);
-    expect!["400 invalid object type: v1, Kind=Secret"]
+    expect!["400 invalid object type: /v1, Kind=Secret"]
         .assert_eq(&refuse("m", json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "a"}})).await);
     let mut config = map_with("a", "x");
     config.set_meta_field("managedFields", json!([]));
