@@ -25,6 +25,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const WRONG_SETTINGS: u8 = 2;
 
 fn main() -> ExitCode {
+    if let Some(name) = std::env::args_os().next().filter(|name| rkube_daemons::cni::is_plugin(name)) {
+        let status = rkube_daemons::cni::main(&name, |variable| std::env::var(variable).ok());
+        return u8::try_from(status).map_or(ExitCode::FAILURE, ExitCode::from);
+    }
     let matches = arguments::command().get_matches();
     match matches.subcommand() {
         Some(("server", flags)) => run(Roles::Server, flags),

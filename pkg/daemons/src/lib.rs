@@ -9,3 +9,6 @@ mod node;
 pub mod notify;
 pub mod server;
 pub mod version;
+
+/// This program as a CNI plugin, for a container runtime that calls it by the plugin's name.
+pub use rkube_network::cni;

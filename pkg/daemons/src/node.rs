@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,12 +21,13 @@ use rkube_kubelet::server::auth::Webhook;
 use rkube_kubelet::volumes::mounter::KernelMounter;
 use rkube_kubelet::{Dependencies, Kubelet, KubeletConfig};
 
+use rkube_network::node::{Backend, NetworkConfig, NodeNetwork};
 use rkube_pki::tree::Names;
 use rkube_pki::{CertifiedKey, authority};
 use tokio::net::TcpListener;
 
 use crate::component::{Component, ComponentError, component};
-use crate::config::NodeConfig;
+use crate::config::{NetworkBackend, NodeConfig};
 use crate::{join, version};
 
 const DNS_PORT: u16 = 53;
@@ -52,6 +53,10 @@ pub(crate) enum NodeError {
         #[source]
         source: RuntimeError,
     },
+    #[error("the pod network needs an IPv4 --cluster-cidr, not {0}")]
+    PodNetwork(String),
+    #[error("finding this program's own path")]
+    Executable(#[source] std::io::Error),
     #[error("finding the node's address: use --node-ip")]
     Address(#[source] std::io::Error),
 }
@@ -75,7 +80,11 @@ pub(crate) fn components(
         Some(address) => address,
         None => super::address::of_default_route().map_err(NodeError::Address)?,
     };
-    Ok(vec![
+    let mut all = Vec::new();
+    if let Some(network) = network(config, &agent_folder, cluster, address, client, after)? {
+        all.push(network);
+    }
+    all.extend([
         kubelet(
             kubelet_config(config, agent_folder, cluster, address),
             runtime,
@@ -85,7 +94,48 @@ pub(crate) fn components(
             after,
         ),
         dns(config, cluster, client.clone(), clock.clone(), after),
-    ])
+    ]);
+    Ok(all)
+}
+
+/// The built-in pod network; nothing where another CNI plugin is to be used.
+fn network(
+    config: &NodeConfig,
+    agent_folder: &Path,
+    cluster: &ClusterFacts,
+    address: IpAddr,
+    client: &Client,
+    after: &'static [&'static str],
+) -> Result<Option<Box<dyn Component>>, NodeError> {
+    let backend = match config.network_backend {
+        NetworkBackend::Vxlan => Backend::Vxlan,
+        NetworkBackend::HostGw => Backend::HostGw,
+        NetworkBackend::None => return Ok(None),
+    };
+    let cluster_cidr = cluster.pods.parse().map_err(|_| NodeError::PodNetwork(cluster.pods.clone()))?;
+    let settings = NetworkConfig {
+        node_name: config.node_name.clone(),
+        node_ip: match address {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        },
+        backend,
+        cluster_cidr,
+        cni_bin_dir: config.cni_bin_dir.clone(),
+        cni_conf_dir: config.cni_conf_dir.clone(),
+        data_dir: agent_folder.join("network"),
+        executable: std::env::current_exe().map_err(NodeError::Executable)?,
+    };
+    let client = client.clone();
+    Ok(Some(component("network", after, move |ready, shutdown| async move {
+        let stop = shutdown.token();
+        let informers = InformerFactory::new(client, stop.clone());
+        let network = NodeNetwork::new(settings, &informers);
+        informers.start();
+        // A new node gets its pod network after its kubelet has registered it: others need not wait.
+        ready.ready();
+        network.run(|| {}, stop).await.map_err(Into::into)
+    })))
 }
 
 fn kubelet_config(
@@ -203,6 +253,7 @@ fn dns(
         resolv_conf: config.resolv_conf.clone(),
         stub_domains: Vec::new(),
     };
+    let address = cluster.dns;
     component("dns", after, move |ready, shutdown| async move {
         let stop = shutdown.token();
         let zone = Arc::new(Zone::default());
@@ -213,6 +264,9 @@ fn dns(
             return Ok(());
         }
         let server = DnsServer::new(settings, zone, clock)?;
+        if let IpAddr::V4(address) = address {
+            rkube_network::address::assign_local(address)?;
+        }
         server.run(|_| ready.ready(), stop).await.map_err(Into::into)
     })
 }
