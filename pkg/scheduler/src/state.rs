@@ -72,7 +72,7 @@ impl State {
             return Step::Idle(Some(now));
         };
         match self.decider.decide(&mut self.cluster, (queued.profile, profile), &queued.info) {
-            Verdict::Node { name, .. } => {
+            Verdict::Node(name) => {
                 self.cluster.remove_nomination(&queued.info.uid);
                 let volumes = self.decider.reserve(&self.cluster, profile, &queued.info, &name);
                 self.cluster.assume(Arc::clone(&queued.info), &name);

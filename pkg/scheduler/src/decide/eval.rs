@@ -71,6 +71,11 @@ impl<'a> Eval<'a> {
         Self { cluster, profile, pod, view, round, volumes, named, promised }
     }
 
+    /// Whether only nodes that the pod names come into question.
+    pub(crate) fn names_nodes(&self) -> bool {
+        self.named.is_some()
+    }
+
     /// The node the pod was promised, if it is still good.
     pub(crate) fn own_nomination(&mut self) -> Option<Arc<str>> {
         let slot = self.cluster.slot_of(self.cluster.nomination(&self.pod.uid)?)?;

@@ -20,7 +20,6 @@ use std::sync::Arc;
 use rkube_apimachinery::random::SharedRandom;
 
 use crate::cluster::Cluster;
-use crate::cluster::slots::Slot;
 use crate::config::Profile;
 use crate::decide::diagnosis::Diagnosis;
 use crate::decide::eval::{Eval, Round};
@@ -34,11 +33,7 @@ use crate::volumes::{Bindings, Storage};
 /// What came of a decision.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// The node, and how many would have done.
-    Node {
-        name: Arc<str>,
-        feasible: usize,
-    },
+    Node(Arc<str>),
     /// There are no nodes at all.
     NoNodes,
     Unfit(Diagnosis),
@@ -110,16 +105,18 @@ impl Decider {
         };
         // A node this pod was promised is taken if it can be, so that preemption is not for nothing.
         if let Some(name) = eval.own_nomination() {
-            return Verdict::Node { name, feasible: 1 };
+            return Verdict::Node(name);
         }
-        let feasible = eval.feasible();
-        if feasible.is_empty() {
-            return Verdict::Unfit(eval.diagnose());
-        }
-        let best = score::best(&eval, &feasible, random.as_ref());
-        match best.and_then(|slot: Slot| eval.cluster.node(slot)) {
-            Some(node) => Verdict::Node { name: Arc::clone(&node.name), feasible: feasible.len() },
-            None => Verdict::NoNodes,
+        let best = match score::best_ranked(&mut eval, random.as_ref()) {
+            Some(best) => best,
+            None => {
+                let feasible = eval.feasible();
+                score::best(&eval, &feasible, random.as_ref())
+            }
+        };
+        match best.and_then(|slot| eval.cluster.node(slot)) {
+            Some(node) => Verdict::Node(Arc::clone(&node.name)),
+            None => Verdict::Unfit(eval.diagnose()),
         }
     }
 }

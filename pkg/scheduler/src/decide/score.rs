@@ -11,6 +11,23 @@ use crate::decide::local::SCORE_MAX;
 use crate::decide::{affinity, spread};
 use crate::plugins::Plugin;
 
+/// The best node that fits, if no score is relative to other nodes: the first in order of rank. `None` if some is.
+pub(crate) fn best_ranked(eval: &mut Eval<'_>, random: &dyn Random) -> Option<Option<Slot>> {
+    if eval.round.spread.has_soft() || eval.round.affinity.has_scores() || eval.names_nodes() {
+        return None;
+    }
+    for rank in eval.view.ranked()? {
+        let first = usize::try_from(random::below(random, rank.len() as u64)).unwrap_or(0);
+        let (before, after) = rank.split_at(first.min(rank.len()));
+        for slot in after.iter().chain(before) {
+            if eval.check(*slot).is_none() {
+                return Some(Some(*slot));
+            }
+        }
+    }
+    Some(None)
+}
+
 /// The best of the feasible nodes.
 pub(crate) fn best(eval: &Eval<'_>, feasible: &[Slot], random: &dyn Random) -> Option<Slot> {
     if let [only] = feasible {

@@ -4,7 +4,7 @@
 //! share a view of the cluster: per node the verdict and the scores that depend on it alone. A decision
 //! renews the views of the nodes that changed since the last one of its kind.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 
 use crate::cluster::slots::Slot;
@@ -38,6 +38,8 @@ pub(crate) struct NodeView {
     pub(crate) fit: u8,
     pub(crate) balanced: u8,
     pub(crate) preference: i32,
+    /// The weighted sum of the scores that are not relative to other nodes.
+    total: i32,
 }
 
 impl NodeView {
@@ -50,6 +52,7 @@ impl NodeView {
         fit: 0,
         balanced: 0,
         preference: 0,
+        total: 0,
     };
 
     pub(crate) fn exists(self) -> bool {
@@ -67,6 +70,12 @@ pub(crate) struct View {
     cursor: Option<u64>,
     image_epoch: u64,
     pub(crate) nodes: Vec<NodeView>,
+    /// Nodes that fit by total, in no order, so that the best need not be looked for.
+    ranks: BTreeMap<i32, Vec<Slot>>,
+    /// Where in its rank a node is.
+    places: Vec<u32>,
+    /// Nodes that fit whose score is relative to that of others.
+    uneven: usize,
     rejections: Vec<Rejection>,
     used: u64,
 }
@@ -80,6 +89,50 @@ impl View {
         self.rejections.get(usize::from(view.rejection).checked_sub(1)?)
     }
 
+    /// Nodes that fit, the best first, if that does not depend on which nodes are compared.
+    pub(crate) fn ranked(&self) -> Option<impl Iterator<Item = &Vec<Slot>>> {
+        (self.uneven == 0).then(|| self.ranks.values().rev())
+    }
+
+    /// Replaces the view of a node.
+    fn set(&mut self, slot: Slot, view: NodeView) {
+        let index = slot as usize;
+        let old = std::mem::replace(&mut self.nodes[index], view);
+        let uneven = |view: NodeView| usize::from(view.fits() && (view.soft_taints > 0 || view.preference != 0));
+        self.uneven = self.uneven + uneven(view) - uneven(old);
+        if old.fits() && view.fits() && old.total == view.total {
+            return;
+        }
+        if old.fits()
+            && let Some(rank) = self.ranks.get_mut(&old.total)
+        {
+            let place = self.places[index] as usize;
+            rank.swap_remove(place);
+            if let Some(moved) = rank.get(place) {
+                self.places[*moved as usize] = self.places[index];
+            }
+            if rank.is_empty() {
+                self.ranks.remove(&old.total);
+            }
+        }
+        if view.fits() {
+            let rank = self.ranks.entry(view.total).or_default();
+            self.places[index] = u32::try_from(rank.len()).unwrap_or(u32::MAX);
+            rank.push(slot);
+        }
+    }
+
+    /// No node, for so many slots.
+    fn clear(&mut self, slots: usize) {
+        self.rejections.clear();
+        self.nodes.clear();
+        self.nodes.resize(slots, NodeView::NONE);
+        self.places.clear();
+        self.places.resize(slots, 0);
+        self.ranks.clear();
+        self.uneven = 0;
+    }
+
     fn make(&mut self, cluster: &Cluster, profile: &Profile, pod: &PodInfo, node: &NodeState, moot: bool) -> NodeView {
         let rejection = local::check_node(profile, pod, node).or_else(|| local::check_room(profile, pod, node));
         let rejected = rejection.is_some();
@@ -88,7 +141,7 @@ impl View {
         let score = |plugin: Plugin, score: fn(&Profile, &PodInfo, &NodeState) -> i64| {
             if scored(plugin) { small(score(profile, pod, node)) } else { 0 }
         };
-        NodeView {
+        let mut view = NodeView {
             rejection: rejection.map_or(0, |rejection| self.number(rejection)),
             affinity: local::affinity_allows(pod, node),
             taints: local::taints_allow(pod, node),
@@ -101,7 +154,14 @@ impl View {
             } else {
                 0
             },
-        }
+            total: 0,
+        };
+        let weighted = |plugin: Plugin, score: u8| profile.weight(plugin) * i64::from(score);
+        let total = weighted(Plugin::NodeResourcesFit, view.fit)
+            + weighted(Plugin::NodeResourcesBalancedAllocation, view.balanced)
+            + weighted(Plugin::ImageLocality, view.images);
+        view.total = i32::try_from(total).unwrap_or(i32::MAX);
+        view
     }
 
     fn number(&mut self, rejection: Rejection) -> u16 {
@@ -117,22 +177,21 @@ impl View {
     fn renew(&mut self, cluster: &Cluster, profile: &Profile, pod: &PodInfo) {
         let moot = local::balance_is_moot(profile, pod);
         self.nodes.resize(cluster.slots(), NodeView::NONE);
+        self.places.resize(cluster.slots(), 0);
         let images = self.image_epoch != cluster.image_epoch;
         let changed = self.cursor.filter(|_| !images).and_then(|cursor| cluster.changed_since(cursor));
         match changed {
             Some(changed) => {
                 for slot in changed {
                     let view = cluster.node(slot).map(|node| self.make(cluster, profile, pod, node, moot));
-                    if let Some(place) = self.nodes.get_mut(slot as usize) {
-                        *place = view.unwrap_or(NodeView::NONE);
-                    }
+                    self.set(slot, view.unwrap_or(NodeView::NONE));
                 }
             }
             None => {
-                self.rejections.clear();
-                self.nodes.fill(NodeView::NONE);
+                self.clear(cluster.slots());
                 for (slot, node) in cluster.nodes() {
-                    self.nodes[slot as usize] = self.make(cluster, profile, pod, node, moot);
+                    let view = self.make(cluster, profile, pod, node, moot);
+                    self.set(slot, view);
                 }
             }
         }
@@ -177,12 +236,11 @@ impl Views {
         slots: impl Iterator<Item = Slot>,
     ) -> &View {
         let moot = local::balance_is_moot(profile, pod);
-        self.few.rejections.clear();
-        self.few.nodes.clear();
-        self.few.nodes.resize(cluster.slots(), NodeView::NONE);
+        self.few.clear(cluster.slots());
         for slot in slots {
             if let Some(node) = cluster.node(slot) {
-                self.few.nodes[slot as usize] = self.few.make(cluster, profile, pod, node, moot);
+                let view = self.few.make(cluster, profile, pod, node, moot);
+                self.few.set(slot, view);
             }
         }
         &self.few

@@ -3,4 +3,5 @@
 mod flow;
 mod oracle;
 mod preemption;
+mod speed;
 mod volumes;

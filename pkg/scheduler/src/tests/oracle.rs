@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::Cluster;
 use crate::config::Profile;
 use crate::decide::owners::Owners;
-use crate::decide::{Decider, score};
+use crate::decide::{Decider, Verdict, score};
 use crate::model::pod::PodInfo;
 use crate::model::selector::{LabelsOf, compile};
 use crate::volumes::Storage;
@@ -39,7 +39,7 @@ impl Owners for Nobody {
     }
 }
 
-fn decider() -> Decider {
+pub(crate) fn decider() -> Decider {
     let clock = FakeClock::new("2030-01-01T00:00:00Z".parse().expect("a timestamp"));
     let api = FakeApi::new(clock.shared());
     let client = Client::new(api.connect(), clock.shared(), SeededRandom::shared(1));
@@ -601,7 +601,12 @@ fn history(seed: u64, steps: usize) -> Result<(), TestCaseError> {
                 prop_assert_eq!(&sorted, &slow, "step {} feasible for {:?}", step, pod);
                 let expected: BTreeMap<&str, i64> = slow.iter().copied().zip(world.scores(&pod, &slow)).collect();
                 let actual: BTreeMap<&str, i64> = fast.iter().map(String::as_str).zip(totals).collect();
-                prop_assert_eq!(actual, expected, "step {} scores for {:?}", step, pod);
+                prop_assert_eq!(&actual, &expected, "step {} scores for {:?}", step, pod);
+                let most = expected.values().max();
+                match decider.decide(&mut cluster, (0, &profile), &info) {
+                    Verdict::Node(name) => prop_assert_eq!(expected.get(&*name), most, "step {} chose {}", step, name),
+                    other => prop_assert!(slow.is_empty(), "step {} got {:?}", step, other),
+                }
                 // Mostly where it fits, sometimes anywhere, as other schedulers do.
                 let target = match fast.first() {
                     Some(_) if !dice.one_in(5) => fast[dice.below(fast.len() as u64) as usize].clone(),
