@@ -1,8 +1,8 @@
 //! The node half: kubelet, pod network, service proxy and cluster DNS, the same for a server's own node and
 //! for a worker. Components reach the cluster through the client they are given and cannot tell which.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +24,7 @@ use rkube_kubelet::{Dependencies, Kubelet, KubeletConfig};
 use rkube_network::node::{Backend, NetworkConfig, NodeNetwork};
 use rkube_pki::tree::Names;
 use rkube_pki::{CertifiedKey, authority};
+use rkube_proxy::proxier::{Proxier, ProxierConfig};
 use tokio::net::TcpListener;
 
 use crate::component::{Component, ComponentError, component};
@@ -84,6 +85,9 @@ pub(crate) fn components(
     if let Some(network) = network(config, &agent_folder, cluster, address, client, after)? {
         all.push(network);
     }
+    if let IpAddr::V4(address) = address {
+        all.push(proxy(config, cluster, address, client, after)?);
+    }
     all.extend([
         kubelet(
             kubelet_config(config, agent_folder, cluster, address),
@@ -96,6 +100,34 @@ pub(crate) fn components(
         dns(config, cluster, client.clone(), clock.clone(), after),
     ]);
     Ok(all)
+}
+
+/// Services as nftables rules of this node.
+fn proxy(
+    config: &NodeConfig,
+    cluster: &ClusterFacts,
+    address: Ipv4Addr,
+    client: &Client,
+    after: &'static [&'static str],
+) -> Result<Box<dyn Component>, NodeError> {
+    let cluster_cidr = cluster.pods.parse().map_err(|_| NodeError::PodNetwork(cluster.pods.clone()))?;
+    let settings = ProxierConfig {
+        node_name: config.node_name.clone(),
+        node_ip: Some(address),
+        cluster_cidr,
+        own_addresses: match cluster.dns {
+            IpAddr::V4(dns) => [dns].into(),
+            IpAddr::V6(_) => BTreeSet::new(),
+        },
+    };
+    let client = client.clone();
+    Ok(component("kube-proxy", after, move |ready, shutdown| async move {
+        let stop = shutdown.token();
+        let informers = InformerFactory::new(client, stop.clone());
+        let proxier = Proxier::new(settings, &informers);
+        informers.start();
+        proxier.run(|| ready.ready(), stop).await.map_err(Into::into)
+    }))
 }
 
 /// The built-in pod network; nothing where another CNI plugin is to be used.
