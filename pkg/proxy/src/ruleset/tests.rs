@@ -1,3 +1,5 @@
+//! Rules from Services and endpoints: what packets meet, and that changes lead where starting over does.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
