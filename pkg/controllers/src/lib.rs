@@ -22,6 +22,7 @@ mod nodelifecycle;
 mod replicaset;
 mod root_ca;
 mod serviceaccount;
+mod statefulset;
 mod taint_eviction;
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use tracing::{error, info, info_span};
 use crate::context::{ControllerContext, Descriptor};
 use crate::{
     certificates, deployment, endpoints, endpointslice, garbagecollector, namespace, node_ipam, nodelifecycle,
-    replicaset, root_ca, serviceaccount, taint_eviction,
+    replicaset, root_ca, serviceaccount, statefulset, taint_eviction,
 };
 
 /// All controllers, by name.
@@ -28,6 +28,7 @@ pub fn descriptors() -> &'static [Descriptor] {
         replicaset::REPLICATIONCONTROLLER,
         root_ca::ROOT_CA,
         serviceaccount::SERVICEACCOUNT,
+        statefulset::STATEFULSET,
         taint_eviction::TAINTEVICTION,
     ]
 }

@@ -4,6 +4,7 @@ pub(crate) mod discovery;
 pub(crate) mod enqueue;
 pub(crate) mod errors;
 pub(crate) mod hash;
+pub(crate) mod history;
 pub(crate) mod namespaces;
 pub(crate) mod nodes;
 pub(crate) mod numbers;
