@@ -31,7 +31,7 @@ use crate::chains::is_dynamic;
 use crate::endpoints::{Place, collect};
 use crate::health::HealthServer;
 use crate::metrics::Metrics;
-use crate::ruleset::{Ruleset, RulesetConfig, ServiceView, forget_chains};
+use crate::ruleset::{Ruleset, RulesetConfig, ServiceView, forget_chains, make_before_break};
 use crate::service::{health_check_node_port, service_ports};
 
 /// The label by which slices name their Service, and the name of the index over it.
@@ -255,9 +255,12 @@ impl Worker {
     /// Brings the kernel in step with the rules. After an error the next call writes everything.
     pub fn sync(&mut self) -> Result<(), NetlinkError> {
         let ops = if self.needs_full { self.ruleset.full_ops() } else { self.ruleset.take_ops() };
-        if let Err(error) = self.nft.apply(&ops) {
-            self.needs_full = true;
-            return Err(error);
+        let (coming, going) = make_before_break(ops);
+        for ops in [coming, going] {
+            if let Err(error) = self.nft.apply(&ops) {
+                self.needs_full = true;
+                return Err(error);
+            }
         }
         let mut retired = self.ruleset.take_retired();
         if std::mem::take(&mut self.needs_full) {

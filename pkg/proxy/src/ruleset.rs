@@ -400,6 +400,34 @@ impl Ruleset {
     }
 }
 
+/// Changes in two steps: what comes and what is replaced, then what goes. One step would not do although a batch
+/// is atomic: a packet that is under way looks up its Service before the batch and what that leads to after it.
+pub fn make_before_break(ops: Vec<Op>) -> (Vec<Op>, Vec<Op>) {
+    let replaced: BTreeSet<(&'static str, Vec<Datum>)> = ops
+        .iter()
+        .filter_map(|op| match op {
+            Op::AddElements { set, elements } => Some((*set, elements)),
+            _ => None,
+        })
+        .flat_map(|(set, elements)| elements.iter().map(move |element| (set, element.key.clone())))
+        .collect();
+    let (mut coming, mut going) = (Vec::new(), Vec::new());
+    for op in ops {
+        let Op::DeleteElements { set, elements } = op else {
+            coming.push(op);
+            continue;
+        };
+        let (now, later): (Vec<_>, Vec<_>) =
+            elements.into_iter().partition(|element| replaced.contains(&(set, element.key.clone())));
+        for (elements, ops) in [(now, &mut coming), (later, &mut going)] {
+            if !elements.is_empty() {
+                ops.push(Op::DeleteElements { set, elements });
+            }
+        }
+    }
+    (coming, going)
+}
+
 /// Removes chains, from each other first.
 pub fn forget_chains(names: &[String]) -> Vec<Op> {
     let flush = names.iter().cloned().map(Op::FlushChain);
