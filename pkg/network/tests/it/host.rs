@@ -17,22 +17,14 @@ use serde_json::{Value, json};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Tests that change the kernel's network need to be root.
-pub(crate) fn is_root() -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    if !root {
-        println!("skipped: needs root");
-    }
-    root
-}
-
 /// A network namespace of its own, with `lo` up.
 pub(crate) struct Space(File);
 
 impl Space {
+    /// Needs root, as everything does that changes the kernel's network.
     pub(crate) fn new() -> Self {
         let made = std::thread::spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace, which needs root");
             let mut socket = Socket::route().unwrap();
             let lo = socket.link("lo").unwrap().unwrap();
             socket.set_up(lo.index).unwrap();

@@ -15,7 +15,7 @@ use rkube_proxy::ruleset::{Ruleset, RulesetConfig, ServiceView};
 use rkube_proxy::service::{Frontend, ServicePort};
 use serde_json::json;
 
-use crate::host::{Host, Space, is_root};
+use crate::host::{Host, Space};
 
 /// Two nodes: pods `a`, `b` and a client on the first, `far` on the second, which is also the outside.
 struct World {
@@ -119,9 +119,6 @@ fn nft_command(text: &str) -> String {
 
 #[test]
 fn cluster_ip() {
-    if !is_root() {
-        return;
-    }
     let mut world = World::new();
     world.serve(port(TCP), &["a", "b", "far"]);
     let client = world.client.within(|| UdpSocket::bind("0.0.0.0:0").unwrap());
@@ -151,9 +148,6 @@ fn cluster_ip() {
 
 #[test]
 fn node_ports_and_external_addresses_by_policy() {
-    if !is_root() {
-        return;
-    }
     let mut world = World::new();
     let external = Ipv4Addr::new(203, 0, 113, 7);
     let open = ServicePort { node_port: Some(30_080), external_ips: vec![external], ..port(TCP) };
@@ -185,9 +179,6 @@ fn node_ports_and_external_addresses_by_policy() {
 
 #[test]
 fn a_client_stays_with_its_endpoint_as_long_as_that_serves() {
-    if !is_root() {
-        return;
-    }
     let mut world = World::new();
     let sticky = ServicePort { affinity: Some(Duration::from_secs(60)), ..port(TCP) };
     world.serve(sticky.clone(), &["a", "b", "far"]);
@@ -209,9 +200,6 @@ fn a_client_stays_with_its_endpoint_as_long_as_that_serves() {
 
 #[test]
 fn load_balancers_let_in_whom_they_should() {
-    if !is_root() {
-        return;
-    }
     let mut world = World::new();
     let balancer = ServicePort { load_balancer_ips: vec![world.node.address], ..port(TCP) };
     world.serve(balancer.clone(), &["a"]);
@@ -229,9 +217,6 @@ fn load_balancers_let_in_whom_they_should() {
 
 #[test]
 fn udp_clients_are_sent_on_when_their_endpoint_goes() {
-    if !is_root() {
-        return;
-    }
     let mut world = World::new();
     let sockets: BTreeMap<_, _> = ["a", "b"]
         .into_iter()
@@ -254,9 +239,6 @@ fn udp_clients_are_sent_on_when_their_endpoint_goes() {
 
 #[test]
 fn no_connection_is_refused_while_endpoints_roll() {
-    if !is_root() {
-        return;
-    }
     let mut world = World::new();
     world.serve(port(TCP), &["a"]);
     let (client, stop) = (Space::clone_of(&world.client), std::sync::atomic::AtomicBool::new(false));

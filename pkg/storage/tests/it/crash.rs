@@ -9,7 +9,6 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use futures_util::StreamExt;
 use rand::rngs::StdRng;
@@ -23,6 +22,8 @@ use crate::conformance::{Store, range, value};
 const DIRECTORY: &str = "RKUBE_CRASH_DIRECTORY";
 const WRITERS: u64 = 8;
 const WATCHERS: usize = 4;
+/// The kill comes at a random one of this many lines.
+const LINES_MAX: u64 = 3000;
 
 fn options() -> EmbeddedOptions {
     EmbeddedOptions { segment_bytes: Some(256 * 1024), history_changes: 4000, ..EmbeddedOptions::default() }
@@ -38,12 +39,9 @@ fn say(line: &str) {
     println!("{line}");
 }
 
-/// The process that is killed. Runs only when the test below starts it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "started by kill_9_loses_nothing"]
-async fn child() {
-    let Some(directory) = std::env::var_os(DIRECTORY) else { return };
-    let store: Store = Arc::new(EmbeddedStorage::open(Path::new(&directory), options()).await.unwrap());
+/// What the process that is killed does.
+async fn write_until_killed(directory: &Path) {
+    let store: Store = Arc::new(EmbeddedStorage::open(directory, options()).await.unwrap());
     say("");
     say("ready");
     let serial = Arc::new(AtomicU64::new(u64::from(std::process::id()) << 32));
@@ -134,9 +132,10 @@ struct Said {
     tried: BTreeSet<(String, String)>,
 }
 
-fn run_and_kill(directory: &Path, after: Duration) -> Said {
+/// Starts this test again as the process that writes, and kills it when it has said so many lines.
+fn run_and_kill(directory: &Path, lines: u64) -> Said {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["crash::child", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
+        .args(["crash::kill_9_loses_nothing", "--exact", "--nocapture", "--test-threads=1"])
         .env(DIRECTORY, directory)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -155,15 +154,15 @@ fn run_and_kill(directory: &Path, after: Duration) -> Said {
         let read = output.read_line(&mut line).unwrap();
         assert!(read > 0, "the child ended early: {}", errors.join().unwrap());
     }
-    let reader = std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        output.read_to_end(&mut bytes).map(|_| bytes).unwrap()
-    });
-    // The moment of the kill is what the test varies, not something it waits for.
-    std::thread::sleep(after);
+    let mut said_bytes = Vec::new();
+    for _ in 0..lines {
+        let read = output.read_until(b'\n', &mut said_bytes).unwrap();
+        assert!(read > 0, "the child ended early: {}", errors.join().unwrap());
+    }
     child.kill().unwrap();
     child.wait().unwrap();
-    let (output, errors) = (text(&reader.join().unwrap()), errors.join().unwrap());
+    output.read_to_end(&mut said_bytes).unwrap();
+    let (output, errors) = (text(&said_bytes), errors.join().unwrap());
     assert!(!errors.contains("panicked"), "{errors}");
     let mut said = Said::default();
     // The last line may be cut.
@@ -186,6 +185,9 @@ fn run_and_kill(directory: &Path, after: Duration) -> Said {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kill_9_loses_nothing() {
+    if let Some(directory) = std::env::var_os(DIRECTORY) {
+        return write_until_killed(Path::new(&directory)).await;
+    }
     let directory = tempfile::tempdir().unwrap();
     let (kills, seed) = (number("RKUBE_KILLS", 25), number("RKUBE_SEED", 1));
     let mut rng = StdRng::seed_from_u64(seed);
@@ -194,9 +196,9 @@ async fn kill_9_loses_nothing() {
     let (mut acknowledged, mut checked) = (0, 0);
     for kill in 0..kills {
         let context = format!("seed {seed}, kill {kill}");
-        let after = Duration::from_micros(rng.random_range(0..60_000));
+        let lines = rng.random_range(0..LINES_MAX);
         let path = directory.path().to_owned();
-        let said = tokio::task::spawn_blocking(move || run_and_kill(&path, after)).await.unwrap();
+        let said = tokio::task::spawn_blocking(move || run_and_kill(&path, lines)).await.unwrap();
         acknowledged += said.happened.len();
 
         let embedded = Arc::new(EmbeddedStorage::open(directory.path(), options()).await.expect(&context));

@@ -1,6 +1,6 @@
 //! The suite over a real etcd, with and without TLS, and what happens when etcd goes away and comes back.
 //!
-//! Needs the program `etcd`, in `PATH` or named by `RKUBE_TEST_ETCD`. Without it these tests say so and pass.
+//! Needs the program `etcd`, in `PATH` or named by `RKUBE_TEST_ETCD`. Without it these tests fail.
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
@@ -16,17 +16,11 @@ use rkube_storage::{Precondition, StorageError, WriteOutcome};
 
 use crate::conformance::{self, Store, changes_until, create, current, get, update, value, watch, within};
 
-fn program() -> Option<PathBuf> {
+fn program() -> PathBuf {
     let named = std::env::var_os("RKUBE_TEST_ETCD").map(PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = named.or_else(|| std::env::split_paths(&path).map(|dir| dir.join("etcd")).find(|file| file.is_file()));
-    if found.is_none() {
-        #[allow(clippy::print_stderr, reason = "a skipped test must say so")]
-        {
-            eprintln!("SKIPPED: no etcd in PATH and RKUBE_TEST_ETCD is not set; the etcd backend is NOT tested");
-        }
-    }
-    found
+    found.expect("these tests need etcd in PATH or in RKUBE_TEST_ETCD: `hack/install-deps test`")
 }
 
 /// PEM files for both sides.
@@ -65,8 +59,8 @@ struct Etcd {
 }
 
 impl Etcd {
-    fn start(tls: bool) -> Option<Self> {
-        let program = program()?;
+    fn start(tls: bool) -> Self {
+        let program = program();
         let listeners = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
         let ports = (listeners.0.local_addr().unwrap().port(), listeners.1.local_addr().unwrap().port());
         drop(listeners);
@@ -74,7 +68,7 @@ impl Etcd {
         let certificates = tls.then(Certificates::new);
         let mut etcd = Self { program, directory, ports, certificates, process: None };
         etcd.run();
-        Some(etcd)
+        etcd
     }
 
     fn url(&self) -> String {
@@ -156,7 +150,7 @@ impl Drop for Etcd {
 }
 
 async fn run_suite(tls: bool) {
-    let Some(etcd) = Etcd::start(tls) else { return };
+    let etcd = Etcd::start(tls);
     let store = etcd.store().await;
     for (name, test) in conformance::all() {
         within(name, test(store.clone())).await;
@@ -177,7 +171,7 @@ async fn conformance_with_tls() {
 /// While etcd is away everything fails with a reason; afterwards everything goes on, watches too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn etcd_goes_away_and_comes_back() {
-    let Some(mut etcd) = Etcd::start(false) else { return };
+    let mut etcd = Etcd::start(false);
     let store = etcd.store().await;
     let from = current(&store).await;
     let mut stream = watch(&store, "/away/", from).await;
