@@ -1,13 +1,13 @@
 //! The rules that Services share, and the sets and maps that make them differ.
 //!
 //! A connection to a Service walks like this: `services` (or `externals`, `node-ports`) has for its
-//! destination a *class*: how many endpoints there are, and what policy. `classes` has a chain for each class
-//! in use, so ten thousand Services need a few dozen chains. The chain draws a number, and `endpoints` has for
-//! the Service port and that number an address. So an endpoint that comes or goes changes one element of
-//! `endpoints` and one of `services`, and no rule.
+//! destination a *class*: a number for how many endpoints there are, and what policy. `classes` has a chain for
+//! each class in use, so ten thousand Services need a few dozen chains. The chain finds the Service port's own
+//! number in `service-ids`, draws another, and `endpoints` has for the two an address. So an endpoint that comes
+//! or goes changes one element of `endpoints` and one of `services`, and no rule.
 //!
-//! With affinity, `affinity` remembers the endpoint for client and Service port, filled by the rules
-//! themselves; `affinity-endpoints` says whether what is remembered still serves.
+//! With affinity, `affinity` remembers the endpoint's address for client and Service port, filled by the rules
+//! themselves; `affinity-cluster` and `affinity-local` have what still serves.
 //!
 //! Invariant: a set whose kind changes gets another name, since the kernel refuses to change it in place.
 
@@ -15,24 +15,27 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use rkube_network::nft::{Datum, Field, Op, Rule, Selector, SetSpec, ValueKind, Verdict};
+use rkube_network::nft::{Field, Op, Rule, Selector, SetSpec, ValueKind, Verdict};
 use rkube_network::table::{FIREWALL, MASQUERADE_MARK, SERVICE_MASQUERADE, SERVICES, UNSERVED};
 
 pub const CLUSTER_IPS: &str = "cluster-ips";
 pub const SERVICE_MAP: &str = "services";
 pub const EXTERNALS: &str = "externals";
 pub const NODE_PORTS: &str = "node-ports";
-pub const EXTERNAL_BACKENDS: &str = "external-backends";
-pub const NODE_PORT_BACKENDS: &str = "node-port-backends";
+pub const SERVICE_IDS: &str = "service-ids";
+pub const EXTERNAL_IDS: &str = "external-ids";
+pub const NODE_PORT_IDS: &str = "node-port-ids";
 pub const CLASSES: &str = "classes";
 pub const ENDPOINTS: &str = "endpoints";
+pub const ENDPOINT_ADDRESSES: &str = "endpoint-addresses";
 pub const REJECTS: &str = "rejects";
 pub const DROPS: &str = "drops";
 pub const NODE_PORT_REJECTS: &str = "node-port-rejects";
 pub const NODE_PORT_DROPS: &str = "node-port-drops";
 pub const HAIRPINS: &str = "hairpins";
 pub const AFFINITY: &str = "affinity";
-pub const AFFINITY_ENDPOINTS: &str = "affinity-endpoints";
+pub const AFFINITY_CLUSTER: &str = "affinity-cluster";
+pub const AFFINITY_LOCAL: &str = "affinity-local";
 pub const FIREWALLS: &str = "firewalls";
 
 /// Clients times Services with affinity. Past it the kernel remembers no more, and such clients change
@@ -41,7 +44,11 @@ const AFFINITY_SIZE_MAX: u32 = 1 << 20;
 
 const FRONTEND: &[Field] = &[Field::Address, Field::Protocol, Field::Port];
 const NODE_PORT: &[Field] = &[Field::Protocol, Field::Port];
-const CLASS: &[Field] = &[Field::Number, Field::Number, Field::Number, Field::Number];
+const NUMBER: &[Field] = &[Field::Number];
+/// One word of meaning, see [`Rule::map`].
+const HIDDEN_NUMBER: &[Field] = &[Field::Number, Field::Number];
+const HIDDEN_ADDRESS: &[Field] = &[Field::Number, Field::Address];
+const SLOT: &[Field] = &[Field::Number, Field::Number];
 const TARGET: &[Field] = &[Field::Address, Field::Port];
 
 const fn set(name: &'static str, key: &'static [Field]) -> SetSpec {
@@ -59,30 +66,30 @@ const fn verdicts(name: &'static str, key: &'static [Field]) -> SetSpec {
 /// All sets and maps that are filled from Services.
 pub const SETS: &[SetSpec] = &[
     set(CLUSTER_IPS, &[Field::Address]),
-    map(SERVICE_MAP, FRONTEND, CLASS),
-    map(EXTERNALS, FRONTEND, CLASS),
-    map(NODE_PORTS, NODE_PORT, CLASS),
-    map(EXTERNAL_BACKENDS, FRONTEND, FRONTEND),
-    map(NODE_PORT_BACKENDS, NODE_PORT, FRONTEND),
-    verdicts(CLASSES, CLASS),
-    map(ENDPOINTS, &[Field::Address, Field::Protocol, Field::Port, Field::Number], TARGET),
+    map(SERVICE_MAP, FRONTEND, HIDDEN_NUMBER),
+    map(EXTERNALS, FRONTEND, HIDDEN_NUMBER),
+    map(NODE_PORTS, NODE_PORT, HIDDEN_NUMBER),
+    map(SERVICE_IDS, FRONTEND, HIDDEN_NUMBER),
+    map(EXTERNAL_IDS, FRONTEND, HIDDEN_NUMBER),
+    map(NODE_PORT_IDS, NODE_PORT, HIDDEN_NUMBER),
+    verdicts(CLASSES, NUMBER),
+    map(ENDPOINTS, SLOT, TARGET),
+    map(ENDPOINT_ADDRESSES, SLOT, HIDDEN_ADDRESS),
+    map(AFFINITY_CLUSTER, &[Field::Number, Field::Address], TARGET),
+    map(AFFINITY_LOCAL, &[Field::Number, Field::Address], TARGET),
     set(REJECTS, FRONTEND),
     set(DROPS, FRONTEND),
     set(NODE_PORT_REJECTS, NODE_PORT),
     set(NODE_PORT_DROPS, NODE_PORT),
     set(HAIRPINS, &[Field::Address, Field::Address, Field::Protocol, Field::Port]),
-    set(
-        AFFINITY_ENDPOINTS,
-        &[Field::Number, Field::Address, Field::Protocol, Field::Port, Field::Address, Field::Port],
-    ),
     verdicts(FIREWALLS, FRONTEND),
 ];
 
 /// Filled by packets, so not flushed when all else is.
 const AFFINITY_SET: SetSpec = SetSpec {
     name: AFFINITY,
-    key: &[Field::Address, Field::Address, Field::Protocol, Field::Port],
-    value: Some(ValueKind::Data(TARGET)),
+    key: &[Field::Address, Field::Number],
+    value: Some(ValueKind::Data(HIDDEN_ADDRESS)),
     dynamic_size_max: Some(AFFINITY_SIZE_MAX),
 };
 
@@ -104,16 +111,20 @@ pub enum Group {
 }
 
 impl Group {
-    pub fn number(self) -> u32 {
+    /// The number of this group's first endpoint in `endpoints`. A Service has far fewer than that.
+    pub fn offset(self) -> u32 {
         match self {
             Self::Cluster => 0,
-            Self::Local => 1,
+            Self::Local => 1 << 24,
         }
     }
 
-    /// The number of this group's first endpoint in `endpoints`. A Service has far fewer than that.
-    pub fn offset(self) -> u32 {
-        self.number() << 24
+    /// Which endpoints a client may be kept with.
+    pub fn affinity_set(self) -> &'static str {
+        match self {
+            Self::Cluster => AFFINITY_CLUSTER,
+            Self::Local => AFFINITY_LOCAL,
+        }
     }
 }
 
@@ -129,17 +140,6 @@ pub struct Class {
 }
 
 impl Class {
-    /// As the value in `services`, `externals`, `node-ports` and the key in `classes`.
-    pub fn data(self) -> Vec<Datum> {
-        let kind = match self.arrival {
-            Arrival::Cluster => 1,
-            Arrival::External => 2,
-            Arrival::NodePort => 3,
-        };
-        let numbers = [(kind << 1) | self.group.number(), self.cluster_count, self.local_count, self.affinity_seconds];
-        numbers.map(Datum::Number).to_vec()
-    }
-
     fn pick(self, group: Group) -> Pick {
         let count = match group {
             Group::Cluster => self.cluster_count,
@@ -251,52 +251,47 @@ impl Chain {
 const DESTINATION: [Selector; 3] = [Selector::DestinationAddress, Selector::Protocol, Selector::DestinationPort];
 const PORT: [Selector; 2] = [Selector::Protocol, Selector::DestinationPort];
 
-// Registers of a pick: 0 the client or the group, 1 to 3 the Service port, 4 the number drawn, 4 and 5 the
-// endpoint. So neighbours make the keys of all three maps.
+// Registers of a pick: 0 the client, 1 the Service port's number, 2 the number drawn or the endpoint's
+// address, 4 and 5 the endpoint. So neighbours make the keys of all maps, and 1 and 2 the value of `affinity`.
 const CLIENT: u8 = 0;
-const GROUP: u8 = 0;
-const BACKEND: u8 = 1;
-const DRAWN: u8 = 4;
+const ID: u8 = 1;
+const DRAWN: u8 = 2;
+const CHOSEN: u8 = 2;
 const ENDPOINT: u8 = 4;
 const ARRIVED: u8 = 8;
 
 impl Pick {
-    /// A rule that has the Service port in registers.
-    fn backend(self, chain: &str) -> Rule {
+    /// Loads the Service port's number.
+    fn identified(self, rule: Rule) -> Rule {
         match self.arrival {
-            Arrival::Cluster => Rule::new(chain).load(BACKEND, &DESTINATION),
-            Arrival::External => {
-                Rule::new(chain).load(ARRIVED, &DESTINATION).map(EXTERNAL_BACKENDS, (ARRIVED, 3), (BACKEND, 3))
-            }
-            Arrival::NodePort => {
-                Rule::new(chain).load(ARRIVED, &PORT).map(NODE_PORT_BACKENDS, (ARRIVED, 2), (BACKEND, 3))
-            }
+            Arrival::Cluster => rule.load(ARRIVED, &DESTINATION).map(SERVICE_IDS, (ARRIVED, 3), (ID, 1)),
+            Arrival::External => rule.load(ARRIVED, &DESTINATION).map(EXTERNAL_IDS, (ARRIVED, 3), (ID, 1)),
+            Arrival::NodePort => rule.load(ARRIVED, &PORT).map(NODE_PORT_IDS, (ARRIVED, 2), (ID, 1)),
         }
     }
 
     fn rules(self, chain: &str) -> Vec<Rule> {
         let drawn = Selector::Random { modulus: self.count.max(1), offset: self.group.offset() };
-        let draw = || self.backend(chain).load(DRAWN, &[drawn]).map(ENDPOINTS, (BACKEND, 4), (ENDPOINT, 2));
         if self.affinity_seconds == 0 {
-            return vec![draw().dnat(ENDPOINT)];
+            let rule = self.identified(Rule::new(chain)).load(DRAWN, &[drawn]);
+            return vec![rule.map(ENDPOINTS, (ID, 2), (ENDPOINT, 2)).dnat(ENDPOINT)];
         }
         let timeout = Duration::from_secs(self.affinity_seconds.into());
-        let client = [Selector::SourceAddress];
-        let group = [Selector::Constant(Datum::Number(self.group.number()))];
+        let client = || self.identified(Rule::new(chain).load(CLIENT, &[Selector::SourceAddress]));
+        let serving = self.group.affinity_set();
         vec![
-            self.backend(chain)
-                .load(CLIENT, &client)
-                .map(AFFINITY, (CLIENT, 4), (ENDPOINT, 2))
-                .load(GROUP, &group)
-                .member(AFFINITY_ENDPOINTS, GROUP, 6)
-                .load(CLIENT, &client)
-                .update(AFFINITY, (CLIENT, 4), ENDPOINT, timeout)
+            client()
+                .map(AFFINITY, (CLIENT, 2), (CHOSEN, 1))
+                .map(serving, (ID, 2), (ENDPOINT, 2))
+                .update(AFFINITY, (CLIENT, 2), ID, timeout)
                 .dnat(ENDPOINT),
             // What is remembered no longer serves, and an update alone would only prolong it.
-            draw()
-                .load(CLIENT, &client)
-                .forget(AFFINITY, (CLIENT, 4), ENDPOINT)
-                .update(AFFINITY, (CLIENT, 4), ENDPOINT, timeout)
+            client()
+                .load(DRAWN, &[drawn])
+                .map(ENDPOINT_ADDRESSES, (ID, 2), (CHOSEN, 1))
+                .map(serving, (ID, 2), (ENDPOINT, 2))
+                .forget(AFFINITY, (CLIENT, 2), ID)
+                .update(AFFINITY, (CLIENT, 2), ID, timeout)
                 .dnat(ENDPOINT),
         ]
     }
@@ -352,9 +347,9 @@ fn static_rules(cluster: Ipv4Net) -> Vec<Rule> {
             .member(CLUSTER_IPS, 0, 1)
             .not_from(cluster)
             .mark(MASQUERADE_MARK),
-        by_destination(SERVICES).map(SERVICE_MAP, (0, 3), (4, 4)).verdict_map(CLASSES, 4, 4),
-        by_destination(SERVICES).map(EXTERNALS, (0, 3), (4, 4)).verdict_map(CLASSES, 4, 4),
-        by_port(SERVICES).map(NODE_PORTS, (0, 2), (4, 4)).verdict_map(CLASSES, 4, 4),
+        by_destination(SERVICES).map(SERVICE_MAP, (0, 3), (4, 1)).verdict_map(CLASSES, 4, 1),
+        by_destination(SERVICES).map(EXTERNALS, (0, 3), (4, 1)).verdict_map(CLASSES, 4, 1),
+        by_port(SERVICES).map(NODE_PORTS, (0, 2), (4, 1)).verdict_map(CLASSES, 4, 1),
         by_destination(FIREWALL).verdict_map(FIREWALLS, 0, 3),
         by_destination(UNSERVED).member(REJECTS, 0, 3).reject(),
         by_destination(UNSERVED).member(DROPS, 0, 3).verdict(Verdict::Drop),

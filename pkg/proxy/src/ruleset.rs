@@ -3,13 +3,13 @@
 //! Inputs: one Service after the other, with its endpoints. Outputs: operations for one atomic change.
 //!
 //! Invariant: after any sequence of changes the table holds what building it anew would give, but for the
-//! numbers that a Service's endpoints have among themselves and for at most [`RETIRED_MAX`] chains that
+//! numbers that Service ports, classes and endpoints have, and for at most [`RETIRED_MAX`] chains that
 //! nothing leads to.
 //!
 //! Invariant: an element that several Services claim, as the same external address and port, belongs to the
 //! first by name, whoever came first; the others get it when that one goes.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -18,8 +18,8 @@ use rkube_network::conntrack::Flow;
 use rkube_network::nft::{Datum, Element, Op, UDP, Value, Verdict};
 
 use crate::chains::{
-    AFFINITY_ENDPOINTS, Arrival, CLASSES, CLUSTER_IPS, Chain, Class, DROPS, ENDPOINTS, EXTERNAL_BACKENDS, EXTERNALS,
-    FIREWALLS, Group, HAIRPINS, NODE_PORT_BACKENDS, NODE_PORT_DROPS, NODE_PORT_REJECTS, NODE_PORTS, REJECTS,
+    Arrival, CLASSES, CLUSTER_IPS, Chain, Class, DROPS, ENDPOINT_ADDRESSES, ENDPOINTS, EXTERNAL_IDS, EXTERNALS,
+    FIREWALLS, Group, HAIRPINS, NODE_PORT_DROPS, NODE_PORT_IDS, NODE_PORT_REJECTS, NODE_PORTS, REJECTS, SERVICE_IDS,
     SERVICE_MAP, frame,
 };
 use crate::endpoints::{EndpointsByPort, Place, Serving, Target, categorize};
@@ -27,6 +27,9 @@ use crate::service::{Frontend, ServicePort};
 
 /// Chains that nothing leads to any more are removed when there are this many: most are soon needed again.
 pub const RETIRED_MAX: usize = 64;
+
+/// The first word of values that are one, see `Rule::map`.
+const UNUSED: Datum = Datum::Number(0);
 
 type SetName = &'static str;
 type ElementId = (SetName, Vec<Datum>);
@@ -57,11 +60,56 @@ struct Contribution {
     ports: Vec<(ServicePort, Serving)>,
 }
 
+/// Numbers that stand for Service ports and for classes in the table's maps. They mean nothing elsewhere, but
+/// unless two collide they are the same after a restart: the affinity that the kernel remembers has them, and
+/// so has a packet that is between two lookups while all is written anew.
+#[derive(Debug, Default)]
+struct Numbers {
+    ports: HashMap<Frontend, u32>,
+    /// Never forgotten: there are few, and most come again.
+    classes: HashMap<Class, u32>,
+    used: HashSet<u32>,
+}
+
+impl Numbers {
+    fn port(&mut self, frontend: Frontend) -> Datum {
+        let Frontend { address, protocol, port } = frontend;
+        let name = [u32::from(address), protocol.into(), port.into()];
+        Datum::Number(*self.ports.entry(frontend).or_insert_with(|| unused(&mut self.used, &name)))
+    }
+
+    fn forget(&mut self, frontend: Frontend) {
+        if let Some(number) = self.ports.remove(&frontend) {
+            self.used.remove(&number);
+        }
+    }
+
+    fn class(&mut self, class: Class) -> Datum {
+        let Class { arrival, group, cluster_count, local_count, affinity_seconds } = class;
+        let name = [arrival as u32, group as u32, cluster_count, local_count, affinity_seconds];
+        Datum::Number(*self.classes.entry(class).or_insert_with(|| unused(&mut self.used, &name)))
+    }
+}
+
+/// A number for what has this name.
+fn unused(used: &mut HashSet<u32>, name: &[u32]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    for word in name {
+        hasher.update(&word.to_be_bytes());
+    }
+    let mut number = hasher.finalize();
+    while !used.insert(number) {
+        number = number.wrapping_add(1);
+    }
+    number
+}
+
 /// The Services' part of the table.
 #[derive(Debug)]
 pub struct Ruleset {
     config: RulesetConfig,
     services: BTreeMap<ObjectKey, Contribution>,
+    numbers: Numbers,
     claims: HashMap<ElementId, BTreeMap<ObjectKey, Option<Value>>>,
     /// How many Services need a chain.
     chains: BTreeMap<Chain, usize>,
@@ -108,38 +156,49 @@ impl Contribution {
         self.elements.entry((set, key)).or_insert(value);
     }
 
-    fn class(&mut self, class: Class) -> Option<Value> {
+    fn class(&mut self, class: Class, numbers: &mut Numbers) -> Option<Value> {
+        let number = numbers.class(class);
         let verdict = Verdict::Goto(class.chain().name());
-        self.add(CLASSES, class.data(), Some(Value::Verdict(verdict)));
+        self.add(CLASSES, vec![number], Some(Value::Verdict(verdict)));
         self.chains.extend(class.chains());
-        Some(Value::Data(class.data()))
+        Some(Value::Data(vec![UNUSED, number]))
     }
 
-    fn endpoints(&mut self, port: &ServicePort, group: Group, targets: &[Target], old: &[Target]) {
+    fn endpoints(&mut self, port: &ServicePort, id: Datum, group: Group, targets: &[Target], old: &[Target]) {
         let slots = renumber(old, targets);
         for (number, target) in (group.offset()..).zip(&slots) {
-            let mut id = key(port.frontend);
-            id.push(Datum::Number(number));
-            self.add(ENDPOINTS, id, Some(Value::Data(target_data(*target).to_vec())));
+            let slot = vec![id, Datum::Number(number)];
+            let [address, _] = target_data(*target);
+            let target = Some(Value::Data(target_data(*target).to_vec()));
             if port.affinity.is_some() {
-                let mut id = vec![Datum::Number(group.number())];
-                id.extend(key(port.frontend));
-                id.extend(target_data(*target));
-                self.add(AFFINITY_ENDPOINTS, id, None);
+                self.add(ENDPOINT_ADDRESSES, slot, Some(Value::Data(vec![UNUSED, address])));
+                // Of several ports of one address a client gets the first: what is remembered is the address.
+                self.add(group.affinity_set(), vec![id, address], target);
+            } else {
+                self.add(ENDPOINTS, slot, target);
             }
         }
         self.slots.insert((port.frontend, group), slots);
     }
 
-    fn port(&mut self, port: &ServicePort, serving: &Serving, place: &Place, old: Option<&Self>) {
+    fn port(
+        &mut self,
+        port: &ServicePort,
+        serving: &Serving,
+        place: &Place,
+        old: Option<&Self>,
+        numbers: &mut Numbers,
+    ) {
+        let id = numbers.port(port.frontend);
         let Frontend { address, protocol, port: number } = port.frontend;
         let old_slots = |group| {
             let slots = old.and_then(|old| old.slots.get(&(port.frontend, group)));
             slots.map(Vec::as_slice).unwrap_or_default()
         };
         self.add(CLUSTER_IPS, vec![Datum::Address(address)], None);
-        self.endpoints(port, Group::Cluster, &serving.cluster, old_slots(Group::Cluster));
-        self.endpoints(port, Group::Local, &serving.local, old_slots(Group::Local));
+        self.add(SERVICE_IDS, key(port.frontend), Some(Value::Data(vec![UNUSED, id])));
+        self.endpoints(port, id, Group::Cluster, &serving.cluster, old_slots(Group::Cluster));
+        self.endpoints(port, id, Group::Local, &serving.local, old_slots(Group::Local));
         for (address, port) in &serving.on_this_node {
             let own = Datum::Address(*address);
             self.add(HAIRPINS, vec![own, own, Datum::Protocol(protocol), Datum::Port(*port)], None);
@@ -166,7 +225,7 @@ impl Contribution {
         };
 
         if served(port.internal_local) {
-            let value = self.class(class(Arrival::Cluster, group(port.internal_local)));
+            let value = self.class(class(Arrival::Cluster, group(port.internal_local)), numbers);
             self.add(SERVICE_MAP, key(port.frontend), value);
         } else {
             self.add(refuse(true), key(port.frontend), None);
@@ -174,9 +233,9 @@ impl Contribution {
         for external in port.external_ips.iter().chain(&port.load_balancer_ips) {
             let arrival = key(Frontend { address: *external, protocol, port: number });
             if serving.has_any {
-                let value = self.class(class(Arrival::External, group(port.external_local)));
+                let value = self.class(class(Arrival::External, group(port.external_local)), numbers);
                 self.add(EXTERNALS, arrival.clone(), value);
-                self.add(EXTERNAL_BACKENDS, arrival.clone(), Some(Value::Data(key(port.frontend))));
+                self.add(EXTERNAL_IDS, arrival.clone(), Some(Value::Data(vec![UNUSED, id])));
             }
             if !served(port.external_local) {
                 self.add(refuse(true), arrival, None);
@@ -186,9 +245,9 @@ impl Contribution {
         if let Some(node_port) = port.node_port {
             let arrival = vec![Datum::Protocol(protocol), Datum::Port(node_port)];
             if serving.has_any {
-                let value = self.class(class(Arrival::NodePort, group(port.external_local)));
+                let value = self.class(class(Arrival::NodePort, group(port.external_local)), numbers);
                 self.add(NODE_PORTS, arrival.clone(), value);
-                self.add(NODE_PORT_BACKENDS, arrival.clone(), Some(Value::Data(key(port.frontend))));
+                self.add(NODE_PORT_IDS, arrival.clone(), Some(Value::Data(vec![UNUSED, id])));
             }
             if !served(port.external_local) {
                 self.add(refuse(false), arrival, None);
@@ -220,6 +279,7 @@ impl Ruleset {
         Self {
             config,
             services: BTreeMap::new(),
+            numbers: Numbers::default(),
             claims: HashMap::new(),
             chains: BTreeMap::new(),
             retired: BTreeSet::new(),
@@ -236,7 +296,7 @@ impl Ruleset {
         for port in view.ports.iter().filter(|port| !self.config.own_addresses.contains(&port.frontend.address)) {
             let none = BTreeMap::new();
             let serving = categorize(view.endpoints.get(&port.name).unwrap_or(&none), port, place);
-            new.port(port, &serving, place, old.as_ref());
+            new.port(port, &serving, place, old.as_ref(), &mut self.numbers);
             new.ports.push((port.clone(), serving));
         }
         let old = old.unwrap_or_default();
@@ -252,6 +312,9 @@ impl Ruleset {
         }
         for chain in old.chains.difference(&new.chains) {
             self.release(chain);
+        }
+        for (frontend, _) in old.slots.keys().filter(|slot| !new.slots.contains_key(slot)) {
+            self.numbers.forget(*frontend);
         }
         if !new.ports.is_empty() {
             self.services.insert(name.clone(), new);

@@ -310,6 +310,11 @@ fn put_expression(list: &mut Message, expression: &Expression) {
             put_value(data, 4, mask);
             put_value(data, 5, xor);
         }),
+        Expression::Copy { from, to } => put(list, "bitwise", |data| {
+            data.be32(1, number(*from)).be32(2, number(*to)).be32(3, 4);
+            put_value(data, 4, &[0xff; 4]);
+            put_value(data, 5, &[0; 4]);
+        }),
         Expression::Compare { register, equal, data: bytes } => put(list, "cmp", |data| {
             data.be32(1, number(*register)).be32(2, u32::from(!*equal));
             put_value(data, 3, bytes);

@@ -65,6 +65,10 @@ pub(super) enum Expression {
         mask: Vec<u8>,
         xor: Vec<u8>,
     },
+    Copy {
+        from: Register,
+        to: Register,
+    },
     Compare {
         register: Register,
         equal: bool,
@@ -105,6 +109,7 @@ pub(super) enum Expression {
     Verdict(Verdict),
 }
 
+const HIDDEN: Register = 12;
 const SCRATCH: Register = 15;
 const SCRATCH_WIDE: Register = 8;
 /// `RTN_LOCAL`
@@ -304,7 +309,8 @@ impl Rule {
         self.push([Expression::Member { set, key, invert: false }]).say(text)
     }
 
-    /// Goes on with the key's value in registers, if it has one.
+    /// Goes on with the key's value in registers, if it has one. Of maps whose values are one word, the word
+    /// stands behind another that means nothing.
     #[must_use]
     pub fn map(mut self, map: &'static str, (key, count): (Register, u8), (into, width): (Register, u8)) -> Self {
         let text = format!("({}) map @{map}", self.described(key, count));
@@ -312,7 +318,13 @@ impl Rule {
             self.describe(register, String::new());
         }
         self.describe(into, text);
-        self.push([Expression::Map { map, key, into }])
+        if width != 1 {
+            return self.push([Expression::Map { map, key, into }]);
+        }
+        // `nft` 1.0.6 aborts when it lists a rule that uses a map's value as a key, because it does not know
+        // the value's length. So the value is the second of two words, which `nft` loses sight of: it then
+        // says that it cannot print the rule.
+        self.push([Expression::Map { map, key, into: HIDDEN }, Expression::Copy { from: HIDDEN + 1, to: into }])
     }
 
     #[must_use]

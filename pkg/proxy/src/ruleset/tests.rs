@@ -59,18 +59,38 @@ impl Table {
         }
     }
 
-    /// The elements, without the numbers that endpoints of one Service have among themselves.
+    /// The elements, with what numbers stand for in their place. Of an endpoint's own number only the group
+    /// counts, and that the numbers have no gaps.
     fn elements(&self) -> BTreeSet<String> {
+        let named = |set: &str| -> BTreeMap<String, String> {
+            let elements = self.sets.get(set).into_iter().flatten();
+            elements.filter_map(|(_, text)| text.split_once(" : ")).map(|(a, b)| (a.to_owned(), b.to_owned())).collect()
+        };
+        let classes = named("classes");
+        let ids: BTreeMap<_, _> =
+            named("service-ids").into_iter().map(|(frontend, id)| (id.replace("0 . ", ""), frontend)).collect();
         let mut all = BTreeSet::new();
         for (set, elements) in &self.sets {
             for (key, text) in elements {
-                if *set == ENDPOINTS {
-                    let target = text.split(" : ").nth(1).unwrap();
-                    all.insert(format!("endpoints {:?} {target}", &key[..3]));
-                    all.insert(format!("numbers {key:?}"));
-                } else {
-                    all.insert(format!("{set} {text}"));
-                }
+                let (left, right) = text.split_once(" : ").unwrap_or((text, ""));
+                let right = right.strip_prefix("0 . ").unwrap_or(right);
+                let line = match *set {
+                    "classes" => format!("{set} {right}"),
+                    "services" | "externals" | "node-ports" => format!("{set} {left} {}", classes[right]),
+                    "external-ids" | "node-port-ids" => format!("{set} {left} {}", ids[right]),
+                    "service-ids" => format!("{set} {left}"),
+                    "endpoints" | "endpoint-addresses" => {
+                        let [Datum::Number(id), Datum::Number(slot)] = key[..] else { unreachable!() };
+                        all.insert(format!("{set} {} has number {slot}", ids[&id.to_string()]));
+                        format!("{set} {} {} {right}", ids[&id.to_string()], slot >> 24)
+                    }
+                    "affinity-cluster" | "affinity-local" => {
+                        let (id, address) = left.split_once(" . ").unwrap();
+                        format!("{set} {} {address} {right}", ids[id])
+                    }
+                    _ => format!("{set} {text}"),
+                };
+                all.insert(line);
             }
         }
         all
@@ -203,24 +223,24 @@ fn one_endpoint_more_or_less_changes_few_elements() {
     rules.set(&name(1), &simple(0..4), &place);
     expect![[r#"
         add chain pick-ip-cluster-4-0
-        add rule pick-ip-cluster-4-0 dnat to (ip daddr . meta l4proto . th dport . numgen random mod 4) map @endpoints
-        delete element classes { 2 . 3 . 0 . 0 : goto pick-ip-cluster-3-0 }
-        delete element services { 10.43.0.1 . tcp . 80 : 2 . 3 . 0 . 0 }
-        add element classes { 2 . 4 . 0 . 0 : goto pick-ip-cluster-4-0 }
-        add element endpoints { 10.43.0.1 . tcp . 80 . 3 : 10.42.0.3 . 8080 }
-        add element services { 10.43.0.1 . tcp . 80 : 2 . 4 . 0 . 0 }
+        add rule pick-ip-cluster-4-0 dnat to ((ip daddr . meta l4proto . th dport) map @service-ids . numgen random mod 4) map @endpoints
+        delete element classes { 911779656 : goto pick-ip-cluster-3-0 }
+        delete element services { 10.43.0.1 . tcp . 80 : 0 . 911779656 }
+        add element classes { 1379519105 : goto pick-ip-cluster-4-0 }
+        add element endpoints { 3339687562 . 3 : 10.42.0.3 . 8080 }
+        add element services { 10.43.0.1 . tcp . 80 : 0 . 1379519105 }
     "#]]
     .assert_eq(&text(&rules.take_ops()));
 
     // The first goes: the last takes its number. The chain for three is still there.
     rules.set(&name(1), &simple(1..4), &place);
     expect![[r#"
-        delete element classes { 2 . 4 . 0 . 0 : goto pick-ip-cluster-4-0 }
-        delete element endpoints { 10.43.0.1 . tcp . 80 . 0 : 10.42.0.0 . 8080, 10.43.0.1 . tcp . 80 . 3 : 10.42.0.3 . 8080 }
-        delete element services { 10.43.0.1 . tcp . 80 : 2 . 4 . 0 . 0 }
-        add element classes { 2 . 3 . 0 . 0 : goto pick-ip-cluster-3-0 }
-        add element endpoints { 10.43.0.1 . tcp . 80 . 0 : 10.42.0.3 . 8080 }
-        add element services { 10.43.0.1 . tcp . 80 : 2 . 3 . 0 . 0 }
+        delete element classes { 1379519105 : goto pick-ip-cluster-4-0 }
+        delete element endpoints { 3339687562 . 0 : 10.42.0.0 . 8080, 3339687562 . 3 : 10.42.0.3 . 8080 }
+        delete element services { 10.43.0.1 . tcp . 80 : 0 . 1379519105 }
+        add element classes { 911779656 : goto pick-ip-cluster-3-0 }
+        add element endpoints { 3339687562 . 0 : 10.42.0.3 . 8080 }
+        add element services { 10.43.0.1 . tcp . 80 : 0 . 911779656 }
     "#]]
     .assert_eq(&text(&rules.take_ops()));
 }
@@ -246,20 +266,13 @@ fn the_first_by_name_keeps_a_shared_external_address() {
     };
     let backends = |rules: &mut Ruleset| {
         let ops = rules.take_ops();
-        let about =
-            ops.iter().map(ToString::to_string).filter(|op| op.contains("external-backends")).collect::<Vec<_>>();
+        let about = ops.iter().map(ToString::to_string).filter(|op| op.contains("external-ids")).collect::<Vec<_>>();
         about.join("; ")
     };
     rules.set(&name(2), &view(2), &place);
     rules.take_ops();
     rules.set(&name(1), &view(1), &place);
-    expect![
-        "delete element external-backends { 203.0.113.1 . tcp . 80 : 10.43.0.2 . tcp . 80 }; add element external-backends { 203.0.113.1 . tcp . 80 : 10.43.0.1 . tcp . 80 }"
-    ]
-    .assert_eq(&backends(&mut rules));
+    expect!["delete element external-ids { 203.0.113.1 . tcp . 80 : 0 . 4269976143 }; add element external-ids { 203.0.113.1 . tcp . 80 : 0 . 3339687562 }"].assert_eq(&backends(&mut rules));
     rules.set(&name(1), &ServiceView::default(), &place);
-    expect![
-        "delete element external-backends { 203.0.113.1 . tcp . 80 : 10.43.0.1 . tcp . 80 }; add element external-backends { 203.0.113.1 . tcp . 80 : 10.43.0.2 . tcp . 80 }"
-    ]
-    .assert_eq(&backends(&mut rules));
+    expect!["delete element external-ids { 203.0.113.1 . tcp . 80 : 0 . 3339687562 }; add element external-ids { 203.0.113.1 . tcp . 80 : 0 . 4269976143 }"].assert_eq(&backends(&mut rules));
 }

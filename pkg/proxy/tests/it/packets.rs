@@ -43,6 +43,13 @@ fn port(protocol: u8) -> ServicePort {
     }
 }
 
+/// What an agent has when it starts.
+fn fresh_worker(node: &Host) -> Worker {
+    let nft: Box<dyn NftApplier> = Box::new(node.space.within(|| Socket::netfilter().unwrap()));
+    let config = RulesetConfig { cluster: "10.42.0.0/16".parse().unwrap(), own_addresses: BTreeSet::new() };
+    Worker { nft, ruleset: Ruleset::new(config), needs_full: true }
+}
+
 impl World {
     fn new() -> Self {
         let (node, other) = (Host::new("10.42.0.0/24", "192.0.2.1"), Host::new("10.42.1.0/24", "192.0.2.2"));
@@ -63,9 +70,7 @@ impl World {
             listener.set_nonblocking(true).unwrap();
             (name, (pod, (address.parse().unwrap(), 8080), listener))
         });
-        let nft: Box<dyn NftApplier> = Box::new(node.space.within(|| Socket::netfilter().unwrap()));
-        let config = RulesetConfig { cluster: "10.42.0.0/16".parse().unwrap(), own_addresses: BTreeSet::new() };
-        let worker = Worker { nft, ruleset: Ruleset::new(config), needs_full: true };
+        let worker = fresh_worker(&node);
         let place = Place { address: Some(node.address), ..Place::default() };
         // An administrator's own table, in use before, during and after.
         node.space.within(|| {
@@ -91,6 +96,14 @@ impl World {
         self.worker.ruleset.set(&ObjectKey::new("default", "s"), view, &self.place);
         let worker = &mut self.worker;
         self.node.space.within(|| worker.sync().unwrap());
+    }
+
+    /// An administrator can list all rules, and their own are as they were.
+    fn check_listing(&self) {
+        self.node.space.within(|| {
+            let listing = nft_command("list ruleset");
+            assert!(listing.contains("table ip admin") && listing.contains("10.43.0.1"), "{listing}");
+        });
     }
 
     /// Who answers, and whom it sees.
@@ -141,9 +154,7 @@ fn cluster_ip() {
     world.worker.needs_full = true;
     world.serve(port(TCP), &["far"]);
     assert_eq!(world.answer(&world.client, SERVICE).unwrap().0, "far");
-    world.node.space.within(|| {
-        assert!(nft_command("list table ip admin").contains("accept"));
-    });
+    world.check_listing();
 }
 
 #[test]
@@ -175,6 +186,7 @@ fn node_ports_and_external_addresses_by_policy() {
     let inside = ServicePort { internal_local: true, ..local };
     world.serve(inside, &["a", "far"]);
     assert_eq!(world.answers(&world.client, SERVICE), BTreeSet::from(["a"]));
+    world.check_listing();
 }
 
 #[test]
@@ -190,10 +202,14 @@ fn a_client_stays_with_its_endpoint_as_long_as_that_serves() {
     let second = world.answers(&world.client, SERVICE);
     assert_eq!(second.len(), 1);
     assert_ne!(second, first);
-    // What is remembered outlives the agent.
-    world.worker.needs_full = true;
+    // What is remembered outlives the agent, also when another has learned of more Services.
+    world.worker = fresh_worker(&world.node);
+    let frontend = Frontend { port: 81, ..sticky.frontend };
+    let other = ServiceView { ports: vec![ServicePort { frontend, ..port(TCP) }], endpoints: world.endpoints(&["a"]) };
+    world.worker.ruleset.set(&ObjectKey::new("default", "another"), &other, &world.place);
     world.serve(sticky, &["a", "b", "far"]);
     assert_eq!(world.answers(&world.client, SERVICE), second);
+    world.check_listing();
     world.serve(port(TCP), &["a", "b", "far"]);
     assert_eq!(world.answers(&world.client, SERVICE).len(), 3);
 }
