@@ -15,6 +15,8 @@ pub struct ControllerConfig {
     /// Where nodes get their pod ranges from, one per address family. Empty for none.
     pub cluster_cidrs: Vec<IpNet>,
     pub service_cidrs: Vec<IpNet>,
+    /// Where the API server listens on its nodes' addresses, which no load balancer may take.
+    pub api_server_port: Option<u16>,
     /// Prefix lengths of a node's range.
     pub node_cidr_mask_size_ipv4: u8,
     pub node_cidr_mask_size_ipv6: u8,
@@ -51,6 +53,7 @@ impl Default for ControllerConfig {
             concurrent_syncs: 5,
             cluster_cidrs: Vec::new(),
             service_cidrs: Vec::new(),
+            api_server_port: None,
             node_cidr_mask_size_ipv4: 24,
             node_cidr_mask_size_ipv6: 64,
             node_monitor_grace_period: Duration::from_secs(50),

@@ -21,6 +21,7 @@ mod node_ipam;
 mod nodelifecycle;
 mod replicaset;
 mod root_ca;
+mod service_lb;
 mod serviceaccount;
 mod statefulset;
 mod taint_eviction;

@@ -9,7 +9,7 @@ use tracing::{error, info, info_span};
 use crate::context::{ControllerContext, Descriptor};
 use crate::{
     certificates, deployment, endpoints, endpointslice, garbagecollector, namespace, node_ipam, nodelifecycle,
-    replicaset, root_ca, serviceaccount, statefulset, taint_eviction,
+    replicaset, root_ca, service_lb, serviceaccount, statefulset, taint_eviction,
 };
 
 /// All controllers, by name.
@@ -27,6 +27,7 @@ pub fn descriptors() -> &'static [Descriptor] {
         replicaset::REPLICASET,
         replicaset::REPLICATIONCONTROLLER,
         root_ca::ROOT_CA,
+        service_lb::SERVICE_LB,
         serviceaccount::SERVICEACCOUNT,
         statefulset::STATEFULSET,
         taint_eviction::TAINTEVICTION,

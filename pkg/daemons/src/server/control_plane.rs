@@ -1,5 +1,6 @@
 //! Opens everything a control plane consists of and lists what runs.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -315,12 +316,20 @@ fn scheduler(client: Client, clock: &SharedClock, random: &SharedRandom) -> Box<
     })
 }
 
+/// All but those that stand for a disabled component, under the names that k3s' users know.
+fn enabled_controllers(disable: &[String]) -> BTreeSet<String> {
+    let load_balancer = disable.iter().any(|name| name == "servicelb");
+    let off = load_balancer.then(|| "-service-lb-controller".to_owned());
+    off.into_iter().chain(["*".to_owned()]).collect()
+}
+
 fn controllers(config: &ServerConfig, client: Client, signing: CertificateAuthority) -> Box<dyn Component> {
     let network = |cidr: &crate::config::Cidr| cidr.to_string().parse().ok();
     let settings = ControllerConfig {
-        controllers: ["*".to_owned()].into(),
+        controllers: enabled_controllers(&config.disable),
         cluster_cidrs: network(&config.cluster_cidr).into_iter().collect(),
         service_cidrs: network(&config.service_cidr).into_iter().collect(),
+        api_server_port: Some(config.https_listen_port),
         root_ca: signing.certificate_pem().to_owned(),
         signing_authority: Some(signing),
         ..ControllerConfig::default()
