@@ -210,6 +210,12 @@ impl SharedInformer {
         keys.into_iter().flatten().filter_map(|key| store.objects.get(key).cloned()).collect()
     }
 
+    /// How many objects [`by_index`](Self::by_index) would return.
+    pub fn count_by_index(&self, index: &str, value: &str) -> usize {
+        let store = self.store.read();
+        store.indexes.get(index).and_then(|index| index.keys.get(value)).map_or(0, BTreeSet::len)
+    }
+
     /// The values an index has at present.
     pub fn index_values(&self, index: &str) -> Vec<String> {
         let store = self.store.read();

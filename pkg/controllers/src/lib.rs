@@ -13,12 +13,14 @@ mod common;
 
 mod certificates;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod endpointslice;
 mod garbagecollector;
 mod namespace;
 mod node_ipam;
 mod nodelifecycle;
+mod podgc;
 mod replicaset;
 mod root_ca;
 mod service_lb;

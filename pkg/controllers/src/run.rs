@@ -8,8 +8,8 @@ use tracing::{error, info, info_span};
 
 use crate::context::{ControllerContext, Descriptor};
 use crate::{
-    certificates, deployment, endpoints, endpointslice, garbagecollector, namespace, node_ipam, nodelifecycle,
-    replicaset, root_ca, service_lb, serviceaccount, statefulset, taint_eviction,
+    certificates, deployment, disruption, endpoints, endpointslice, garbagecollector, namespace, node_ipam,
+    nodelifecycle, podgc, replicaset, root_ca, service_lb, serviceaccount, statefulset, taint_eviction,
 };
 
 /// All controllers, by name.
@@ -18,12 +18,14 @@ pub fn descriptors() -> &'static [Descriptor] {
         certificates::APPROVER,
         certificates::SIGNER,
         deployment::DEPLOYMENT,
+        disruption::DISRUPTION,
         endpoints::ENDPOINTS,
         endpointslice::ENDPOINTSLICE,
         garbagecollector::GARBAGECOLLECTOR,
         namespace::NAMESPACE,
         node_ipam::NODEIPAM,
         nodelifecycle::NODELIFECYCLE,
+        podgc::PODGC,
         replicaset::REPLICASET,
         replicaset::REPLICATIONCONTROLLER,
         root_ca::ROOT_CA,

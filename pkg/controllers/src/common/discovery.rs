@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::ACCEPT;
-use rkube_api::resource::{Resource, SharedResource};
+use rkube_api::resource::{Resource, SharedResource, Subresource};
 use rkube_apimachinery::schema::TypeId;
 use rkube_client::{Client, ClientError};
 use serde_json::Value;
@@ -79,12 +79,24 @@ fn read_resource(group: &str, version: &str, resource: &Value) -> SharedResource
         kind: text(&resource["responseKind"]["kind"]).to_owned().into(),
         namespaced: text(&resource["scope"]) == "Namespaced",
         verbs: verbs.map(|verb| verb.to_owned().into()).collect(),
-        subresources: (&[]).into(),
+        subresources: resource["subresources"].as_array().into_iter().flatten().map(read_subresource).collect(),
         schema: TypeId(u32::MAX),
         stored_as: None,
         storage_version_hash: "".into(),
         selectable_fields: (&[]).into(),
     })
+}
+
+fn read_subresource(subresource: &Value) -> Subresource {
+    let kind = &subresource["responseKind"];
+    let verbs = subresource["verbs"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    Subresource {
+        name: text(&subresource["subresource"]).to_owned().into(),
+        group: text(&kind["group"]).to_owned().into(),
+        version: text(&kind["version"]).to_owned().into(),
+        kind: text(&kind["kind"]).to_owned().into(),
+        verbs: verbs.map(|verb| verb.to_owned().into()).collect(),
+    }
 }
 
 fn text(value: &Value) -> &str {

@@ -5,6 +5,7 @@ pub(crate) mod enqueue;
 pub(crate) mod errors;
 pub(crate) mod hash;
 pub(crate) mod history;
+pub(crate) mod mapper;
 pub(crate) mod namespaces;
 pub(crate) mod nodes;
 pub(crate) mod numbers;

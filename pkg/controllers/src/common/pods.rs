@@ -181,25 +181,12 @@ pub(crate) fn choose_for_deletion(
     sorted
 }
 
-/// Writes one condition of a pod's status, if its status or reason changes. Whether it did.
-pub(crate) async fn patch_condition(
-    client: &rkube_client::Client,
-    pod: &Pod,
-    mut wanted: PodCondition,
-    now: Timestamp,
-) -> Result<bool, rkube_client::ClientError> {
+/// A condition as it goes into a patch of the pod's status: its time moves only with its status.
+pub(crate) fn condition_fields(pod: &Pod, wanted: PodCondition, now: Timestamp) -> serde_json::Value {
     use rkube_apimachinery::time;
 
-    let current = condition(pod, &wanted.type_);
-    if current.is_some_and(|current| {
-        current.status == wanted.status && current.reason == wanted.reason && current.message == wanted.message
-    }) {
-        return Ok(false);
-    }
-    let moved = current.is_none_or(|current| current.status != wanted.status);
-    let since = current.and_then(|current| current.last_transition_time.as_ref()).filter(|_| !moved);
-    let since = since.map_or(now, |time| time.0);
-    wanted.last_transition_time = None;
+    let current = condition(pod, &wanted.type_).filter(|current| current.status == wanted.status);
+    let since = current.and_then(|current| current.last_transition_time.as_ref()).map_or(now, |time| time.0);
     let mut fields = serde_json::json!({
         "type": wanted.type_, "status": wanted.status, "lastTransitionTime": time::format(since),
         "observedGeneration": pod.metadata.generation,
@@ -209,6 +196,23 @@ pub(crate) async fn patch_condition(
             fields[name] = text.into();
         }
     }
+    fields
+}
+
+/// Writes one condition of a pod's status, if its status or reason changes. Whether it did.
+pub(crate) async fn patch_condition(
+    client: &rkube_client::Client,
+    pod: &Pod,
+    wanted: PodCondition,
+    now: Timestamp,
+) -> Result<bool, rkube_client::ClientError> {
+    let current = condition(pod, &wanted.type_);
+    if current.is_some_and(|current| {
+        current.status == wanted.status && current.reason == wanted.reason && current.message == wanted.message
+    }) {
+        return Ok(false);
+    }
+    let fields = condition_fields(pod, wanted, now);
     let patch = serde_json::json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [fields]}});
     let api = client.namespaced::<Pod>(pod.metadata.namespace.as_deref().unwrap_or_default());
     let name = pod.metadata.name.as_deref().unwrap_or_default();
