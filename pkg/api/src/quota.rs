@@ -37,6 +37,9 @@ pub fn count_name(group: &str, plural: &str) -> String {
     if group.is_empty() { format!("count/{plural}") } else { format!("count/{plural}.{group}") }
 }
 
+/// Kinds that quotas could count before all kinds could be, under their plain names.
+const LEGACY_COUNTS: [&str; 4] = ["configmaps", "secrets", "replicationcontrollers", "resourcequotas"];
+
 /// What a stored object uses.
 pub fn usage_of(object: &StoredObject, group: &str, plural: &str, now: Timestamp) -> Result<ResourceList, DecodeError> {
     Ok(match (group, plural) {
@@ -60,7 +63,11 @@ pub fn usage(subject: &Subject<'_>, group: &str, plural: &str, now: Timestamp) -
         }
         Subject::Service(service) => pod_resources::add_all(&mut used, &service_usage(service)),
         Subject::Claim(claim) => pod_resources::add_all(&mut used, &claim_usage(claim)),
-        Subject::Other => {}
+        Subject::Other => {
+            if group.is_empty() && LEGACY_COUNTS.contains(&plural) {
+                used.insert(plural.to_owned(), one());
+            }
+        }
     }
     used
 }
@@ -153,14 +160,20 @@ fn claim_usage(claim: &PersistentVolumeClaim) -> ResourceList {
     used.extend(by_class("persistentvolumeclaims").map(|name| (name, one())));
     let requests = spec.resources.as_ref().and_then(|resources| resources.requests.as_ref());
     if let Some(storage) = pod_resources::parse(requests).remove("storage") {
+        // A volume that is being expanded, or could not be, holds what was allocated for it.
+        let status = claim.status.as_ref();
+        let allocated = pod_resources::parse(status.and_then(|status| status.allocated_resources.as_ref()));
+        let mut storage =
+            allocated.get("storage").filter(|allocated| **allocated > storage).unwrap_or(&storage).clone();
+        storage.round_up(0);
         used.extend(by_class("requests.storage").map(|name| (name, storage.clone())));
         used.insert("requests.storage".to_owned(), storage);
     }
     used
 }
 
-/// Whether a quota with these scopes is about the object. Only pods have scopes; a quota that has some
-/// is about pods alone.
+/// Whether a quota with these scopes is about the object. Pods have scopes, and claims one of their own; a quota
+/// that has some is about nothing else.
 pub fn in_scope(quota: &ResourceQuota, subject: &Subject<'_>) -> bool {
     let Some(spec) = quota.spec.as_ref() else { return true };
     let plain = spec.scopes.iter().flatten().map(|scope| ScopedResourceSelectorRequirement {
@@ -171,7 +184,8 @@ pub fn in_scope(quota: &ResourceQuota, subject: &Subject<'_>) -> bool {
     let selected = spec.scope_selector.iter().flat_map(|selector| selector.match_expressions.iter().flatten().cloned());
     plain.chain(selected).all(|requirement| match subject {
         Subject::Pod(pod) => pod_in_scope(pod, &requirement),
-        _ => false,
+        Subject::Claim(claim) => claim_in_scope(claim, &requirement),
+        Subject::Service(_) | Subject::Other => false,
     })
 }
 
@@ -198,6 +212,34 @@ fn in_priority_class(pod: &Pod, requirement: &ScopedResourceSelectorRequirement)
         "DoesNotExist" => class.is_none(),
         "In" => is_listed,
         "NotIn" => !is_listed,
+        _ => false,
+    }
+}
+
+/// The classes of volume attributes that the claim has, wants or is moving to.
+pub fn attributes_classes(claim: &PersistentVolumeClaim) -> impl Iterator<Item = &String> {
+    let status = claim.status.as_ref();
+    let wanted = claim.spec.as_ref().and_then(|spec| spec.volume_attributes_class_name.as_ref());
+    let current = status.and_then(|status| status.current_volume_attributes_class_name.as_ref());
+    let target = status.and_then(|status| status.modify_volume_status.as_ref());
+    let target = target.and_then(|modification| modification.target_volume_attributes_class_name.as_ref());
+    [wanted, current, target].into_iter().flatten().filter(|class| !class.is_empty())
+}
+
+fn claim_in_scope(claim: &PersistentVolumeClaim, requirement: &ScopedResourceSelectorRequirement) -> bool {
+    if requirement.scope_name != "VolumeAttributesClass" {
+        return false;
+    }
+    let mut classes = attributes_classes(claim);
+    let is_listed = |class: &String| requirement.values.iter().flatten().any(|value| value == class);
+    match requirement.operator.as_str() {
+        "Exists" => classes.next().is_some(),
+        "DoesNotExist" => classes.next().is_none(),
+        "In" => classes.any(is_listed),
+        "NotIn" => {
+            let mut classes = classes.peekable();
+            classes.peek().is_none() || classes.any(|class| !is_listed(class))
+        }
         _ => false,
     }
 }
@@ -271,29 +313,39 @@ fn limited_by(used: &mut ResourceList, resources: Option<&k8s_openapi::api::core
     limited(used, &pod_resources::of(resources, Side::Limits));
 }
 
+/// The group and plural of the kind that `name` in a quota is about, if it is a name that quotas have.
+pub fn kind_of(name: &str) -> Option<(&str, &str)> {
+    if let Some(counted) = name.strip_prefix("count/") {
+        return Some(counted.split_once('.').map_or(("", counted), |(plural, group)| (group, plural)));
+    }
+    let plural = match name {
+        "services" | "services.nodeports" | "services.loadbalancers" => "services",
+        "persistentvolumeclaims" | "requests.storage" => "persistentvolumeclaims",
+        "pods" | "cpu" | "memory" | "ephemeral-storage" => "pods",
+        "limits.cpu" | "limits.memory" | "limits.ephemeral-storage" => "pods",
+        _ if LEGACY_COUNTS.contains(&name) => name,
+        _ if name.starts_with("hugepages-") => "pods",
+        _ if name.ends_with(".storageclass.storage.k8s.io/requests.storage")
+            || name.ends_with(".storageclass.storage.k8s.io/persistentvolumeclaims") =>
+        {
+            "persistentvolumeclaims"
+        }
+        _ => is_pod_request(name.strip_prefix("requests.")?).then_some("pods")?,
+    };
+    Some(("", plural))
+}
+
+/// What may follow `requests.` in the name of a pod's resource.
+fn is_pod_request(name: &str) -> bool {
+    matches!(name, "cpu" | "memory" | "ephemeral-storage")
+        || name.starts_with("hugepages-")
+        || name.starts_with("deviceclass.resource.kubernetes.io/")
+        || is_extended(name)
+}
+
 /// Whether `name` in a quota is about objects of this kind.
 pub fn is_about(name: &str, group: &str, plural: &str) -> bool {
-    if name == count_name(group, plural) {
-        return true;
-    }
-    if !group.is_empty() {
-        return false;
-    }
-    match plural {
-        "pods" => {
-            matches!(name, "pods" | "cpu" | "memory" | "ephemeral-storage")
-                || name.starts_with("hugepages-")
-                || name.starts_with("limits.")
-                || (name.starts_with("requests.") && name != "requests.storage")
-        }
-        "services" => matches!(name, "services" | "services.nodeports" | "services.loadbalancers"),
-        "persistentvolumeclaims" => {
-            matches!(name, "persistentvolumeclaims" | "requests.storage")
-                || name.ends_with(".storageclass.storage.k8s.io/requests.storage")
-                || name.ends_with(".storageclass.storage.k8s.io/persistentvolumeclaims")
-        }
-        _ => false,
-    }
+    kind_of(name) == Some((group, plural))
 }
 
 #[cfg(test)]
@@ -339,6 +391,47 @@ mod tests {
             service(json!({ "allocateLoadBalancerNodePorts": false })),
             "count/services=1 services=1 services.loadbalancers=1 services.nodeports=0"
         );
+    }
+
+    #[test]
+    fn every_name_is_about_one_kind() {
+        let cases = [
+            ("count/deployments.apps", Some(("apps", "deployments"))),
+            ("count/pods", Some(("", "pods"))),
+            ("secrets", Some(("", "secrets"))),
+            ("requests.example.com/gpu", Some(("", "pods"))),
+            ("requests.hugepages-2Mi", Some(("", "pods"))),
+            ("requests.storage", Some(("", "persistentvolumeclaims"))),
+            ("gold.storageclass.storage.k8s.io/requests.storage", Some(("", "persistentvolumeclaims"))),
+            ("limits.example.com/gpu", None),
+            ("example.com/gpu", None),
+        ];
+        for (name, kind) in cases {
+            assert_eq!(kind_of(name), kind, "{name}");
+        }
+        assert_eq!(show(&usage(&Subject::Other, "", "secrets", now())), "count/secrets=1 secrets=1");
+    }
+
+    #[test]
+    fn a_claim_holds_what_is_allocated_and_counts_for_its_attributes_class() {
+        let claim = PersistentVolumeClaim::from_value(json!({
+            "spec": { "storageClassName": "gold", "volumeAttributesClassName": "fast",
+                "resources": { "requests": { "storage": "1Gi" } } },
+            "status": { "allocatedResources": { "storage": "2Gi" } },
+        }))
+        .unwrap();
+        assert_eq!(
+            show(&usage(&Subject::Claim(&claim), "", "persistentvolumeclaims", now())),
+            "count/persistentvolumeclaims=1 gold.storageclass.storage.k8s.io/persistentvolumeclaims=1 \
+             gold.storageclass.storage.k8s.io/requests.storage=2Gi persistentvolumeclaims=1 requests.storage=2Gi"
+        );
+        let scoped = |operator: &str, values: &[&str]| {
+            let selector = json!({ "scopeName": "VolumeAttributesClass", "operator": operator, "values": values });
+            let quota = json!({ "spec": { "scopeSelector": { "matchExpressions": [selector] } } });
+            in_scope(&ResourceQuota::from_value(quota).unwrap(), &Subject::Claim(&claim))
+        };
+        assert!(scoped("In", &["fast"]) && scoped("Exists", &[]) && scoped("NotIn", &["slow"]));
+        assert!(!scoped("In", &["slow"]) && !scoped("DoesNotExist", &[]));
     }
 
     #[test]

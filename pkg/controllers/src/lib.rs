@@ -22,6 +22,7 @@ mod node_ipam;
 mod nodelifecycle;
 mod podgc;
 mod replicaset;
+mod resourcequota;
 mod root_ca;
 mod service_lb;
 mod serviceaccount;

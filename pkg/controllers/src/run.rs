@@ -9,7 +9,7 @@ use tracing::{error, info, info_span};
 use crate::context::{ControllerContext, Descriptor};
 use crate::{
     certificates, deployment, disruption, endpoints, endpointslice, garbagecollector, namespace, node_ipam,
-    nodelifecycle, podgc, replicaset, root_ca, service_lb, serviceaccount, statefulset, taint_eviction,
+    nodelifecycle, podgc, replicaset, resourcequota, root_ca, service_lb, serviceaccount, statefulset, taint_eviction,
 };
 
 /// All controllers, by name.
@@ -28,6 +28,7 @@ pub fn descriptors() -> &'static [Descriptor] {
         podgc::PODGC,
         replicaset::REPLICASET,
         replicaset::REPLICATIONCONTROLLER,
+        resourcequota::RESOURCEQUOTA,
         root_ca::ROOT_CA,
         service_lb::SERVICE_LB,
         serviceaccount::SERVICEACCOUNT,
