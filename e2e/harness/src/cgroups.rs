@@ -1,0 +1,116 @@
+//! The cgroup a node's pods are made under, in every hierarchy of cgroup v1 or in the one of v2.
+//!
+//! A group without processors or memory nodes takes no process, and version 1 does not inherit them: they
+//! are copied from the parent. With version 2 the controllers are handed down instead.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+/// The kernel frees a group a moment after its last process has ended, and tells nobody.
+const REMOVE_TRIES: u32 = 100;
+const REMOVE_PAUSE: Duration = Duration::from_millis(50);
+
+struct Hierarchy {
+    mount: PathBuf,
+    is_unified: bool,
+}
+
+/// Makes `<group>/<node>` everywhere and returns its name as `--cgroup-root` takes it.
+pub(crate) fn make(group: &str, node: &str) -> Result<String> {
+    for hierarchy in hierarchies()? {
+        let mut parent = hierarchy.mount.clone();
+        for part in [group, node] {
+            if hierarchy.is_unified {
+                delegate(&parent);
+            }
+            let folder = parent.join(part);
+            match fs::create_dir(&folder) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(error).with_context(|| format!("creating cgroup {}", folder.display()));
+                }
+                _ => inherit(&parent, &folder)?,
+            }
+            parent = folder;
+        }
+        if hierarchy.is_unified {
+            delegate(&parent);
+        }
+    }
+    Ok(format!("/{group}/{node}"))
+}
+
+/// Removes the groups of a cluster. Its processes must have ended.
+pub(crate) async fn remove(group: &str) -> Result<()> {
+    for hierarchy in hierarchies()? {
+        let folder = hierarchy.mount.join(group);
+        let mut tries = 0;
+        loop {
+            match remove_tree(&folder) {
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && tries < REMOVE_TRIES => {
+                    tries += 1;
+                    tokio::time::sleep(REMOVE_PAUSE).await;
+                }
+                outcome => break outcome.with_context(|| format!("removing cgroup {}", folder.display()))?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Files of a cgroup are not files: only its folders are removed, from the leaves up.
+fn remove_tree(folder: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    match fs::remove_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    }
+}
+
+fn hierarchies() -> Result<Vec<Hierarchy>> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("reading the mount table")?;
+    let all = mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ');
+        let (mount, kind) = (fields.nth(1)?, fields.next()?);
+        let is_unified = kind == "cgroup2";
+        (is_unified || kind == "cgroup").then(|| Hierarchy { mount: PathBuf::from(mount), is_unified })
+    });
+    // systemd's own hierarchy of version 1 has no controllers, but runtimes put containers there too.
+    Ok(all.collect())
+}
+
+fn inherit(parent: &Path, folder: &Path) -> Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let target = folder.join(file);
+        let Ok(current) = fs::read_to_string(&target) else { continue };
+        if !current.trim().is_empty() {
+            continue;
+        }
+        // Version 2 has no value of its own at the root, and needs none.
+        let Ok(value) = fs::read_to_string(parent.join(file)) else { continue };
+        if !value.trim().is_empty() {
+            fs::write(&target, value).with_context(|| format!("filling {}", target.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Hands every controller down that can be; those that cannot be are missing on the node as they are here.
+fn delegate(folder: &Path) {
+    let controllers = fs::read_to_string(folder.join("cgroup.controllers")).unwrap_or_default();
+    for controller in controllers.split_whitespace() {
+        let _ = fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}"));
+    }
+}
