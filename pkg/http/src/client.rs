@@ -63,8 +63,17 @@ pub struct HttpClient {
 }
 
 impl HttpClient {
-    /// `base` gives scheme and authority.
+    /// Speaks HTTP/2 where the server does. `base` gives scheme and authority.
     pub fn new(base: &Uri, connector: Connector) -> Result<Self, RequestError> {
+        Self::build(base, connector, true)
+    }
+
+    /// Speaks HTTP/1.1 only: as many connections as requests are in flight.
+    pub fn http1(base: &Uri, connector: Connector) -> Result<Self, RequestError> {
+        Self::build(base, connector, false)
+    }
+
+    fn build(base: &Uri, connector: Connector, http2: bool) -> Result<Self, RequestError> {
         let no_authority = || ConnectError::NoHost { uri: base.to_string() };
         let authority = base.authority().cloned().ok_or_else(no_authority)?;
         let scheme = base.scheme().cloned().unwrap_or(Scheme::HTTPS);
@@ -74,7 +83,7 @@ impl HttpClient {
             .timer(TokioTimer::new())
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .http2_keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-            .build(connector.clone().http2(true));
+            .build(connector.clone().http2(http2));
         Ok(Self { scheme, authority, connector, pool, token: None })
     }
 
