@@ -88,3 +88,64 @@ async fn a_crash_after_any_write_loses_nothing_and_books_nothing_twice() {
         }
     }
 }
+
+#[tokio::test]
+async fn many_pods_that_fit_nowhere_do_not_hold_up_those_that_do() {
+    let mut world = World::new();
+    world.node("a", "64", |node| node["status"]["allocatable"]["pods"] = "500".into());
+    world.start();
+    for index in 0..300 {
+        world.pod(&format!("huge-{index}"), "100", |pod| pod["spec"]["priority"] = 10.into());
+    }
+    world.pod("small", "1", |_| {});
+    world.settle().await;
+    assert_eq!(world.node_of("small").as_deref(), Some("a"));
+    // Time alone brings nobody back before five minutes, and a heartbeat is no reason either.
+    world.api.take_actions();
+    for _ in 0..5 {
+        world.api.edit::<rkube_api::k8s::core::v1::Node>("", "a", |node| {
+            let status = node.status.get_or_insert_default();
+            status.conditions = Some(Vec::new());
+        });
+        world.settle().await;
+    }
+    let tried = world.api.take_actions().iter().filter(|action| action.to_string().contains("huge")).count();
+    assert_eq!(tried, 0);
+    // An extended resource appears; the pod that waits for it is tried, and only when it is there.
+    world.pod("gpu", "1", |pod| {
+        pod["spec"]["containers"][0]["resources"]["requests"]["example.com/gpu"] = "1".into();
+    });
+    world.settle().await;
+    assert!(world.why("gpu").contains("1 Insufficient example.com/gpu"), "{}", world.why("gpu"));
+    world.node("a", "64", |node| {
+        node["status"]["allocatable"]["pods"] = "500".into();
+        node["status"]["allocatable"]["example.com/gpu"] = "1".into();
+    });
+    world.run_for(Duration::from_secs(2)).await;
+    assert_eq!(world.node_of("gpu").as_deref(), Some("a"));
+}
+
+#[tokio::test]
+async fn a_refused_binding_is_told_and_tried_again_and_its_room_is_free_meanwhile() {
+    let mut world = World::new();
+    world.node("a", "2", |_| {});
+    world.api.react(|action| {
+        let refused = action.resource == "pods/binding" && action.name == "unlucky";
+        refused.then(|| rkube_apimachinery::status::ApiStatus::internal_error("no luck"))
+    });
+    world.start();
+    world.pod("unlucky", "2", |_| {});
+    world.settle().await;
+    assert!(
+        world.why("unlucky").starts_with("SchedulerError: running Bind plugin \"DefaultBinder\":"),
+        "{}",
+        world.why("unlucky")
+    );
+    world.pod("other", "1", |_| {});
+    world.settle().await;
+    assert_eq!(world.node_of("other").as_deref(), Some("a"));
+    world.api.clear_reactions();
+    world.api.remove::<Pod>("default", "other");
+    world.run_for(Duration::from_secs(20)).await;
+    assert_eq!(world.node_of("unlucky").as_deref(), Some("a"));
+}

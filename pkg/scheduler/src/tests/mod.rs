@@ -3,5 +3,6 @@
 mod flow;
 mod oracle;
 mod preemption;
+mod settings;
 mod speed;
 mod volumes;
