@@ -139,6 +139,13 @@ pub(crate) static SETTINGS: &[Setting] = &[
     setting("cluster-domain", Server, Text, CLUSTER, "Domain of cluster names").default("cluster.local"),
     setting("service-node-port-range", Server, PortRange, CLUSTER, "Ports for Services of type NodePort")
         .default("30000-32767"),
+    setting(
+        "scheduler-config",
+        Server,
+        Path,
+        CLUSTER,
+        "KubeSchedulerConfiguration: profiles, plugins, weights, back-off",
+    ),
     setting("disable", Server, List, CLUSTER, "Components not to run and packaged manifests not to deploy"),
     setting("disable-agent", Server, Switch, CLUSTER, "Run the control plane without a node on this machine"),
     setting("join", Agent, Text, ACCESS, "Server to join, as https://host:6443").alias("server"),

@@ -22,6 +22,8 @@ pub struct ServerConfig {
     pub write_kubeconfig: PathBuf,
     pub write_kubeconfig_mode: u32,
     pub datastore: Datastore,
+    /// A `KubeSchedulerConfiguration`.
+    pub scheduler_config: Option<PathBuf>,
     /// Components not to run, by name.
     pub disable: Vec<String>,
     /// The node on this machine; `None` with `--disable-agent`.

@@ -16,6 +16,24 @@ use crate::plugins::{Plugin, PluginSet, Point};
 
 pub const DEFAULT_SCHEDULER_NAME: &str = "default-scheduler";
 
+/// The fields of a `KubeSchedulerConfiguration`. Those about serving, leader election and the connection to the
+/// API server say nothing to a scheduler inside the server, and are accepted.
+const SETTINGS: &[&str] = &[
+    "apiVersion",
+    "clientConnection",
+    "delayCacheUntilActive",
+    "enableContentionProfiling",
+    "enableProfiling",
+    "extenders",
+    "kind",
+    "leaderElection",
+    "parallelism",
+    "percentageOfNodesToScore",
+    "podInitialBackoffSeconds",
+    "podMaxBackoffSeconds",
+    "profiles",
+];
+
 /// Everything the scheduler can be told. At least one profile; names are unique.
 #[derive(Clone, Debug)]
 pub struct SchedulerConfig {
@@ -146,6 +164,19 @@ pub enum ConfigError {
     Field { path: String, detail: String },
 }
 
+/// Refuses what is neither absent nor an object with these fields alone.
+fn known_fields(value: &Value, path: &str, known: &[&str]) -> Result<(), ConfigError> {
+    match value {
+        Value::Null => Ok(()),
+        Value::Object(fields) => match fields.keys().find(|name| !known.contains(&name.as_str())) {
+            None => Ok(()),
+            Some(name) if path.is_empty() => Err(field(name.as_str(), "unknown field")),
+            Some(name) => Err(field(format!("{path}.{name}"), "unknown field")),
+        },
+        _ => Err(field(path, "must be an object")),
+    }
+}
+
 fn field(path: impl Into<String>, detail: impl Into<String>) -> ConfigError {
     ConfigError::Field { path: path.into(), detail: detail.into() }
 }
@@ -157,6 +188,10 @@ impl SchedulerConfig {
         let (kind, version) = (text("kind"), text("apiVersion"));
         if kind != "KubeSchedulerConfiguration" || version != "kubescheduler.config.k8s.io/v1" {
             return Err(ConfigError::Kind { kind, version });
+        }
+        known_fields(value, "", SETTINGS)?;
+        if value.get("extenders").and_then(Value::as_array).is_some_and(|all| !all.is_empty()) {
+            return Err(field("extenders", "scheduler extenders are not supported"));
         }
         let mut config = Self::default();
         let seconds = |name: &str, default: Duration| match value.get(name) {
@@ -197,11 +232,14 @@ impl SchedulerConfig {
 
 impl Profile {
     fn from_value(value: &Value, path: &str) -> Result<Self, ConfigError> {
+        known_fields(value, path, &["schedulerName", "percentageOfNodesToScore", "plugins", "pluginConfig"])?;
         let mut profile = Self::default();
         if let Some(name) = value.get("schedulerName").and_then(Value::as_str) {
             profile.scheduler_name = name.to_owned();
         }
         let plugins = &value["plugins"];
+        let points: Vec<_> = Point::ALL.iter().map(|(_, key)| *key).chain(["multiPoint"]).collect();
+        known_fields(plugins, &format!("{path}.plugins"), &points)?;
         // What is said of all points first, then what is said of one.
         profile.apply(&plugins["multiPoint"], None, &format!("{path}.plugins.multiPoint"))?;
         for (point, key) in Point::ALL {
@@ -209,6 +247,7 @@ impl Profile {
         }
         for (index, entry) in value["pluginConfig"].as_array().into_iter().flatten().enumerate() {
             let path = format!("{path}.pluginConfig[{index}]");
+            known_fields(entry, &path, &["name", "args"])?;
             let name = entry["name"].as_str().unwrap_or_default();
             let plugin = Plugin::named(name)
                 .ok_or_else(|| field(format!("{path}.name"), format!("{name:?}: unknown plugin")))?;
@@ -227,6 +266,7 @@ impl Profile {
         let points = || {
             Point::ALL.into_iter().map(|(point, _)| point).filter(move |point| only.is_none_or(|only| only == *point))
         };
+        known_fields(set, path, &["enabled", "disabled"])?;
         for (index, entry) in set["disabled"].as_array().into_iter().flatten().enumerate() {
             let name = entry["name"].as_str().unwrap_or_default();
             for point in points() {
@@ -241,6 +281,7 @@ impl Profile {
         }
         for (index, entry) in set["enabled"].as_array().into_iter().flatten().enumerate() {
             let path = format!("{path}.enabled[{index}]");
+            known_fields(entry, &path, &["name", "weight"])?;
             let name = entry["name"].as_str().unwrap_or_default();
             let plugin = Plugin::named(name)
                 .ok_or_else(|| field(format!("{path}.name"), format!("{name:?}: unknown plugin")))?;
@@ -263,6 +304,17 @@ impl Profile {
     }
 
     fn set_args(&mut self, plugin: Plugin, args: &Value, path: &str) -> Result<(), ConfigError> {
+        let own: &[&str] = match plugin {
+            Plugin::NodeResourcesFit => &["ignoredResources", "ignoredResourceGroups", "scoringStrategy"],
+            Plugin::NodeResourcesBalancedAllocation => &["resources"],
+            Plugin::InterPodAffinity => &["hardPodAffinityWeight", "ignorePreferredTermsOfExistingPods"],
+            Plugin::PodTopologySpread => &["defaultConstraints", "defaultingType"],
+            Plugin::NodeAffinity => &["addedAffinity"],
+            Plugin::VolumeBinding => &["bindTimeoutSeconds", "shape"],
+            Plugin::DefaultPreemption => &["minCandidateNodesPercentage", "minCandidateNodesAbsolute"],
+            _ => &[],
+        };
+        known_fields(args, path, &[&["apiVersion", "kind"], own].concat())?;
         match plugin {
             Plugin::NodeResourcesFit => self.set_fit(args, path)?,
             Plugin::NodeResourcesBalancedAllocation => {

@@ -46,11 +46,13 @@ pub(crate) struct Scheduler {
     bindings: Arc<Semaphore>,
 }
 
-/// Runs the scheduler until shutdown. It fails if shutdown comes before the caches are there.
-pub async fn run(context: SchedulerContext) -> Result<(), NotSynced> {
+/// Runs the scheduler until shutdown. `ready` is called when its caches have synced; it fails if shutdown comes
+/// before that.
+pub async fn run(context: SchedulerContext, ready: impl FnOnce()) -> Result<(), NotSynced> {
     let scheduler = Scheduler::start(context);
     scheduler.context.informers.start();
     scheduler.context.informers.wait_for_sync().await?;
+    ready();
     info!("Caches synced");
     for worker in 0..status::WORKERS {
         let scheduler = Arc::clone(&scheduler);

@@ -51,7 +51,7 @@ impl World {
             shutdown: self.process.clone(),
             client,
         };
-        task::spawn(tracing::Span::none(), crate::run(context));
+        task::spawn(tracing::Span::none(), crate::run(context, || ()));
     }
 
     pub(crate) fn stop(&self) {

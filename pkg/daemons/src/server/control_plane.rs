@@ -76,6 +76,20 @@ pub(crate) enum OpenError {
     Network(String),
     #[error(transparent)]
     Node(#[from] NodeError),
+    #[error("reading {path}")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("scheduler-config {path} is not YAML: {detail}")]
+    SchedulerYaml { path: PathBuf, detail: String },
+    #[error("scheduler-config {path}")]
+    Scheduler {
+        path: PathBuf,
+        #[source]
+        source: rkube_scheduler::ConfigError,
+    },
     #[error("creating {path}")]
     Folder {
         path: PathBuf,
@@ -86,6 +100,7 @@ pub(crate) enum OpenError {
 
 pub(crate) struct ControlPlane {
     config: ServerConfig,
+    scheduler: SchedulerConfig,
     clock: SharedClock,
     random: SharedRandom,
     storage: Arc<dyn Storage>,
@@ -104,6 +119,7 @@ pub(crate) struct ControlPlane {
 
 impl ControlPlane {
     pub(crate) async fn open(config: ServerConfig, clock: SharedClock) -> Result<Self, OpenError> {
+        let scheduler = scheduler_config(config.scheduler_config.as_deref())?;
         let paths = Paths::new(&config.data_dir);
         let now = clock.now();
         let random: SharedRandom = Arc::new(SystemRandom);
@@ -194,7 +210,7 @@ impl ControlPlane {
             admission: Arc::new(Chain::new(Chain::builtin(&registry, clock.clone(), Arc::clone(&random)))),
             nodes: Arc::new(nodes),
             openapi: Arc::new(Served::new(Arc::new(Builtin))),
-            metrics: Arc::new(Mutex::new(prometheus_client::registry::Registry::default())),
+            metrics: component_metrics(),
             checks: Vec::new(),
             advertise_address: SocketAddr::new(advertise, config.https_listen_port).to_string(),
             extensions: Extensions { openid: Some(openid(&config, &tree)), ..Extensions::default() },
@@ -203,6 +219,7 @@ impl ControlPlane {
         let signing = tree.cluster.clone();
         Ok(Self {
             config,
+            scheduler,
             clock,
             random,
             storage,
@@ -222,6 +239,7 @@ impl ControlPlane {
     pub(crate) fn components(self) -> Result<Vec<Box<dyn Component>>, OpenError> {
         let Self {
             config,
+            scheduler: scheduler_config,
             clock,
             random,
             storage,
@@ -287,28 +305,51 @@ impl ControlPlane {
             drop(storage);
             Ok(())
         });
-        let scheduler = scheduler(self::client(&api_for_scheduler, "kube-scheduler", &clock, &random), &clock, &random);
+        let client = client(&api_for_scheduler, "kube-scheduler", &clock, &random);
+        let scheduler = scheduler(scheduler_config, client, &clock, &random);
         let mut all = vec![api_server, controllers, scheduler];
         all.extend(node);
         Ok(all)
     }
 }
 
-fn scheduler(client: Client, clock: &SharedClock, random: &SharedRandom) -> Box<dyn Component> {
+/// The metrics of what runs beside the API server and has no port of its own: they are served with the API's.
+fn component_metrics() -> Arc<Mutex<prometheus_client::registry::Registry>> {
+    let mut metrics = prometheus_client::registry::Registry::default();
+    rkube_client::metrics::register(&mut metrics);
+    rkube_scheduler::metrics::register(&mut metrics);
+    Arc::new(Mutex::new(metrics))
+}
+
+/// The defaults, or what `--scheduler-config` says.
+fn scheduler_config(file: Option<&Path>) -> Result<SchedulerConfig, OpenError> {
+    let Some(file) = file else { return Ok(SchedulerConfig::default()) };
+    let path = || file.to_owned();
+    let text = std::fs::read_to_string(file).map_err(|source| OpenError::Read { path: path(), source })?;
+    let value: serde_json::Value = serde_saphyr::from_str(&text)
+        .map_err(|error| OpenError::SchedulerYaml { path: path(), detail: error.to_string() })?;
+    SchedulerConfig::from_value(&value).map_err(|source| OpenError::Scheduler { path: path(), source })
+}
+
+fn scheduler(
+    config: SchedulerConfig,
+    client: Client,
+    clock: &SharedClock,
+    random: &SharedRandom,
+) -> Box<dyn Component> {
     let (clock, random) = (clock.clone(), Arc::clone(random));
     component("kube-scheduler", &["kube-apiserver"], move |ready, shutdown| async move {
         let stop = shutdown.token();
         let context = SchedulerContext {
             informers: InformerFactory::new(client.clone(), stop.clone()),
             recorder: EventRecorder::start(client.clone(), "default-scheduler", stop.clone()),
-            config: Arc::new(SchedulerConfig::default()),
+            config: Arc::new(config),
             clock,
             random,
             shutdown: stop,
             client,
         };
-        ready.ready();
-        match rkube_scheduler::run(context).await {
+        match rkube_scheduler::run(context, || ready.ready()).await {
             // Stopped before the caches were there.
             Err(_) if shutdown.token().is_cancelled() => Ok(()),
             outcome => outcome.map_err(Into::into),

@@ -131,7 +131,7 @@ async fn a_refused_binding_is_told_and_tried_again_and_its_room_is_free_meanwhil
     world.node("a", "2", |_| {});
     world.api.react(|action| {
         let refused = action.resource == "pods/binding" && action.name == "unlucky";
-        refused.then(|| rkube_apimachinery::status::ApiStatus::internal_error("no luck"))
+        refused.then(|| rkube_apimachinery::status::ApiStatus::internal("no luck"))
     });
     world.start();
     world.pod("unlucky", "2", |_| {});

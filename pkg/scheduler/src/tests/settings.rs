@@ -20,6 +20,11 @@ fn parse(change: Value) -> Result<SchedulerConfig, String> {
 fn what_is_wrong_is_said() {
     let cases = [
         json!({"kind": "Other"}),
+        json!({"profile": []}),
+        json!({"extenders": [{"urlPrefix": "http://127.0.0.1"}]}),
+        json!({"profiles": [{"plugins": {"scores": {}}}]}),
+        json!({"profiles": [{"plugins": {"score": {"enabled": [{"name": "NodeAffinity", "wieght": 2}]}}}]}),
+        json!({"profiles": [{"pluginConfig": [{"name": "NodeName", "args": {"some": 1}}]}]}),
         json!({"podInitialBackoffSeconds": 0}),
         json!({"podInitialBackoffSeconds": 20}),
         json!({"percentageOfNodesToScore": 101}),
@@ -36,6 +41,11 @@ fn what_is_wrong_is_said() {
     }
     expect![[r#"
         no kind "Other" is registered for version "kubescheduler.config.k8s.io/v1"
+        profile: unknown field
+        extenders: scheduler extenders are not supported
+        profiles[0].plugins.scores: unknown field
+        profiles[0].plugins.score.enabled[0].wieght: unknown field
+        profiles[0].pluginConfig[0].args.some: unknown field
         podInitialBackoffSeconds: must be greater than 0
         podMaxBackoffSeconds: must be greater than or equal to PodInitialBackoffSeconds
         percentageOfNodesToScore: not in valid range [0-100]
