@@ -17,6 +17,7 @@ mod disruption;
 mod endpoints;
 mod endpointslice;
 mod garbagecollector;
+mod job;
 mod namespace;
 mod node_ipam;
 mod nodelifecycle;

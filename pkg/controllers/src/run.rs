@@ -7,33 +7,30 @@ use rkube_client::factory::NotSynced;
 use tracing::{error, info, info_span};
 
 use crate::context::{ControllerContext, Descriptor};
-use crate::{
-    certificates, deployment, disruption, endpoints, endpointslice, garbagecollector, namespace, node_ipam,
-    nodelifecycle, podgc, replicaset, resourcequota, root_ca, service_lb, serviceaccount, statefulset, taint_eviction,
-};
 
 /// All controllers, by name.
 pub fn descriptors() -> &'static [Descriptor] {
     &[
-        certificates::APPROVER,
-        certificates::SIGNER,
-        deployment::DEPLOYMENT,
-        disruption::DISRUPTION,
-        endpoints::ENDPOINTS,
-        endpointslice::ENDPOINTSLICE,
-        garbagecollector::GARBAGECOLLECTOR,
-        namespace::NAMESPACE,
-        node_ipam::NODEIPAM,
-        nodelifecycle::NODELIFECYCLE,
-        podgc::PODGC,
-        replicaset::REPLICASET,
-        replicaset::REPLICATIONCONTROLLER,
-        resourcequota::RESOURCEQUOTA,
-        root_ca::ROOT_CA,
-        service_lb::SERVICE_LB,
-        serviceaccount::SERVICEACCOUNT,
-        statefulset::STATEFULSET,
-        taint_eviction::TAINTEVICTION,
+        crate::certificates::APPROVER,
+        crate::certificates::SIGNER,
+        crate::deployment::DEPLOYMENT,
+        crate::disruption::DISRUPTION,
+        crate::endpoints::ENDPOINTS,
+        crate::endpointslice::ENDPOINTSLICE,
+        crate::garbagecollector::GARBAGECOLLECTOR,
+        crate::job::JOB,
+        crate::namespace::NAMESPACE,
+        crate::node_ipam::NODEIPAM,
+        crate::nodelifecycle::NODELIFECYCLE,
+        crate::podgc::PODGC,
+        crate::replicaset::REPLICASET,
+        crate::replicaset::REPLICATIONCONTROLLER,
+        crate::resourcequota::RESOURCEQUOTA,
+        crate::root_ca::ROOT_CA,
+        crate::service_lb::SERVICE_LB,
+        crate::serviceaccount::SERVICEACCOUNT,
+        crate::statefulset::STATEFULSET,
+        crate::taint_eviction::TAINTEVICTION,
     ]
 }
 

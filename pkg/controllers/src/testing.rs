@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rkube_api::Kind;
-use rkube_api::k8s::core::v1::{Pod, PodCondition, PodSpec, PodTemplateSpec};
+use rkube_api::k8s::core::v1::{
+    ContainerState, ContainerStateTerminated, ContainerStatus, Pod, PodCondition, PodSpec, PodTemplateSpec,
+};
 use rkube_api::meta::pkg::apis::meta::v1::{ObjectMeta, Time};
 use rkube_apimachinery::clock::{Clock, FakeClock};
 use rkube_apimachinery::random::SeededRandom;
@@ -30,8 +32,10 @@ pub(crate) struct World {
     process: CancellationToken,
     /// Set while the process is one that is to crash; cancelled when it has.
     dead: Option<CancellationToken>,
-    /// Whether pods are bound, run and end by themselves.
+    /// Whether pods are bound, run and stop by themselves.
     pub(crate) nodes: bool,
+    /// How a running pod ends: the phase and the exit code. `None` while it goes on.
+    pub(crate) ending: fn(&Pod) -> Option<(&'static str, i32)>,
 }
 
 impl World {
@@ -40,7 +44,16 @@ impl World {
         let clock = FakeClock::new("2030-01-01T00:00:00Z".parse().expect("a timestamp"));
         let api = FakeApi::new(clock.shared());
         let (config, process) = (ControllerConfig::default(), CancellationToken::new());
-        Self { clock, api, config, controllers: controllers.to_vec(), process, dead: None, nodes: false }
+        Self {
+            clock,
+            api,
+            config,
+            controllers: controllers.to_vec(),
+            process,
+            dead: None,
+            nodes: false,
+            ending: |_| None,
+        }
     }
 
     /// The same with nodes that run pods.
@@ -132,7 +145,13 @@ impl World {
                 if pod.metadata.finalizers.iter().flatten().next().is_none() {
                     self.api.remove::<Pod>(namespace, name);
                     changed = true;
+                } else if !crate::common::pods::is_terminal(&pod) {
+                    self.api.edit::<Pod>(namespace, name, |pod| end_pod(pod, "Failed", 137, self.now()));
+                    changed = true;
                 }
+            } else if let ("Running", Some((phase, exit_code))) = (phase, (self.ending)(&pod)) {
+                self.api.edit::<Pod>(namespace, name, |pod| end_pod(pod, phase, exit_code, self.now()));
+                changed = true;
             } else if matches!(phase, "" | "Pending") {
                 self.api.edit::<Pod>(namespace, name, |pod| run_pod(pod, "node-1", self.now()));
                 changed = true;
@@ -149,6 +168,17 @@ pub(crate) fn run_pod(pod: &mut Pod, node: &str, now: Timestamp) {
     status.phase = Some("Running".to_owned());
     set_pod_condition(pod, "PodScheduled", "True", now);
     set_pod_condition(pod, "Ready", "True", now);
+}
+
+/// Makes a pod what it is when its one container has ended.
+pub(crate) fn end_pod(pod: &mut Pod, phase: &str, exit_code: i32, now: Timestamp) {
+    let terminated = ContainerStateTerminated { exit_code, finished_at: Some(Time(now)), ..Default::default() };
+    let state = ContainerState { terminated: Some(terminated), ..Default::default() };
+    let container = ContainerStatus { name: "main".to_owned(), state: Some(state), ..Default::default() };
+    let status = pod.status.get_or_insert_default();
+    status.phase = Some(phase.to_owned());
+    status.container_statuses = Some(vec![container]);
+    set_pod_condition(pod, "Ready", "False", now);
 }
 
 pub(crate) fn set_pod_condition(pod: &mut Pod, condition_type: &str, value: &str, now: Timestamp) {

@@ -6,8 +6,9 @@ use rkube_api::Kind;
 use rkube_api::k8s::core::v1::{Pod, PodTemplateSpec};
 use rkube_api::meta::pkg::apis::meta::v1::ObjectMeta;
 use rkube_apimachinery::names::name_is_dns_subdomain;
-use rkube_client::owner::new_controller_ref;
-use rkube_client::{Client, ClientError, DeleteOptions, EventRecorder};
+use rkube_client::batch::{SlowStart, slow_start};
+use rkube_client::owner::{new_controller_ref, object_key};
+use rkube_client::{Client, ClientError, DeleteOptions, EventRecorder, Expectations};
 
 use super::errors::namespace_terminating;
 
@@ -38,6 +39,34 @@ impl PodControl {
                 Err(error)
             }
         }
+    }
+
+    /// Creates `count` pods in growing batches, as long as none fails. `expectations` learns what to wait for.
+    pub(crate) async fn create_many<O: Kind>(
+        &self,
+        owner: &O,
+        expectations: &Expectations,
+        count: usize,
+        make: impl Fn(usize) -> Pod,
+    ) -> SlowStart<ClientError> {
+        let key = &object_key(owner);
+        expectations.expect_creations(key, count);
+        let outcome = slow_start(count, 1, |position| {
+            let pod = make(position);
+            async move {
+                match self.create(owner, &pod).await {
+                    Ok(_) => Ok(()),
+                    Err(error) => {
+                        expectations.creation_observed(key);
+                        // All creations would fail alike until the namespace is gone, and the owner with it.
+                        if namespace_terminating(&error) { Ok(()) } else { Err(error) }
+                    }
+                }
+            }
+        })
+        .await;
+        expectations.creations_observed(key, outcome.skipped);
+        outcome
     }
 
     /// Deletes this very pod, not one that took its name since.

@@ -119,6 +119,35 @@ fn rank_of_age(time: Timestamp, now: Timestamp) -> i64 {
     if nanos > 0 { i64::from(nanos.ilog2()) } else { -1 }
 }
 
+/// Unassigned before assigned, pending before running, unready before ready.
+fn by_progress(a: &Pod, b: &Pod) -> Ordering {
+    let progress = |pod: &Pod| {
+        let phase = match phase(pod) {
+            "Running" => 2,
+            "Unknown" => 1,
+            _ => 0,
+        };
+        (!node_name(pod).is_empty(), phase, is_ready(pod))
+    };
+    progress(a).cmp(&progress(b))
+}
+
+fn created(pod: &Pod) -> Option<Timestamp> {
+    pod.metadata.creation_timestamp.as_ref().map(|time| time.0)
+}
+
+/// The pods that have come the least far, restarted the most or are the youngest come first.
+pub(crate) fn sort_least_useful_first(pods: &mut [Arc<Pod>]) {
+    // Of two times the later comes first, and before both one that is not known.
+    let latest_first = |time: Option<Timestamp>| time.map(Reverse);
+    pods.sort_by(|a, b| {
+        by_progress(a, b)
+            .then_with(|| latest_first(ready_since(a)).cmp(&latest_first(ready_since(b))))
+            .then_with(|| restarts(b).cmp(&restarts(a)))
+            .then_with(|| latest_first(created(a)).cmp(&latest_first(created(b))))
+    });
+}
+
 /// Orders two times: the later one first, similar ones by uid. An unknown time counts as latest.
 fn latest_first(a: (&Pod, Option<Timestamp>), b: (&Pod, Option<Timestamp>), now: Timestamp) -> Ordering {
     match (a.1, b.1) {
@@ -152,19 +181,9 @@ pub(crate) fn choose_for_deletion(
         *on_node.entry(node_name(pod)).or_default() += 1;
     }
     let rank = |pod: &Pod| on_node.get(node_name(pod)).copied().unwrap_or(0);
-    let phase_order = |pod: &Pod| match phase(pod) {
-        "Running" => 2,
-        "Unknown" => 1,
-        _ => 0,
-    };
     let mut sorted = pods.to_vec();
     sorted.sort_by(|a, b| {
-        let created = |pod: &Pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
-        let assigned = |pod: &Pod| !node_name(pod).is_empty();
-        assigned(a)
-            .cmp(&assigned(b))
-            .then_with(|| phase_order(a).cmp(&phase_order(b)))
-            .then_with(|| is_ready(a).cmp(&is_ready(b)))
+        by_progress(a, b)
             .then_with(|| deletion_cost(a).cmp(&deletion_cost(b)))
             .then_with(|| rank(b).cmp(&rank(a)))
             .then_with(|| {
@@ -174,7 +193,7 @@ pub(crate) fn choose_for_deletion(
                     Ordering::Equal
                 }
             })
-            .then_with(|| Reverse(restarts(a)).cmp(&Reverse(restarts(b))))
+            .then_with(|| restarts(b).cmp(&restarts(a)))
             .then_with(|| latest_first((a, created(a)), (b, created(b)), now))
     });
     sorted.truncate(count);

@@ -7,7 +7,6 @@ use rkube_api::k8s::core::v1::Pod;
 use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::key::ObjectKey;
 use rkube_apimachinery::labels::Selector;
-use rkube_client::batch::slow_start;
 use rkube_client::owner::{ControllerRefManager, is_controlled_by, object_key, uid_of};
 use rkube_client::{Client, ClientError, Delta, Expectations, Lister, Reconciler, Requeue, SyncError, WorkQueue};
 use tracing::{info, warn};
@@ -16,7 +15,6 @@ use super::kinds::ReplicaOwner;
 use super::plan::{Plan, plan};
 use super::status::{self, Counts};
 use crate::common::enqueue::{enqueue_all, owners_of};
-use crate::common::errors::namespace_terminating;
 use crate::common::pod_control::{PodControl, pod_from_template};
 use crate::common::pods;
 use crate::context::{ControllerContext, Running};
@@ -109,19 +107,7 @@ impl<O: ReplicaOwner> ReplicaController<O> {
         let Some(template) = owner.template() else { return Ok(()) };
         info!(key = %key, creating = count, "Too few replicas");
         let pod = pod_from_template(owner, template);
-        self.expectations.expect_creations(key, count);
-        let outcome = slow_start(count, 1, |_| async {
-            match self.pod_control.create(owner, &pod).await {
-                Ok(_) => Ok(()),
-                Err(error) => {
-                    self.expectations.creation_observed(key);
-                    // All creations would fail alike until the namespace is gone, and the owner with it.
-                    if namespace_terminating(&error) { Ok(()) } else { Err(error) }
-                }
-            }
-        })
-        .await;
-        self.expectations.creations_observed(key, outcome.skipped);
+        let outcome = self.pod_control.create_many(owner, &self.expectations, count, |_| pod.clone()).await;
         outcome.error.map_or(Ok(()), Err)
     }
 
