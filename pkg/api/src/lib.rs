@@ -9,6 +9,7 @@ mod generated;
 pub mod kind;
 mod kinds;
 pub mod object;
+pub mod pod_references;
 pub mod pod_resources;
 pub mod quota;
 pub mod resource;

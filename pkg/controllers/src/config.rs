@@ -38,6 +38,10 @@ pub struct ControllerConfig {
     pub cluster_signing_duration: Duration,
     /// Signs the certificates of kubelets and clients; without one nothing is signed.
     pub signing_authority: Option<rkube_pki::CertificateAuthority>,
+    /// Signs the tokens of service accounts that live in Secrets; without them such Secrets stay empty.
+    pub service_account_keys: Option<rkube_pki::service_account::ServiceAccountKeys>,
+    /// What this process's own API server is known by; `None` where there is none.
+    pub api_server: Option<crate::kubernetes_service::ApiServer>,
     /// The PEM bundle that pods trust the API server with.
     pub root_ca: String,
     /// Unused for this long before legacy tokens are deleted.
@@ -71,6 +75,8 @@ impl Default for ControllerConfig {
             horizontal_pod_autoscaler_initial_readiness_delay: Duration::from_secs(30),
             cluster_signing_duration: Duration::from_secs(365 * 24 * 3600),
             signing_authority: None,
+            service_account_keys: None,
+            api_server: None,
             root_ca: String::new(),
             legacy_service_account_token_clean_up_period: Duration::from_secs(365 * 24 * 3600),
             endpoints_per_slice_max: 100,

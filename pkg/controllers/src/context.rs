@@ -68,6 +68,12 @@ impl Descriptor {
         Self { name, alias, enabled_by_default: true, start }
     }
 
+    /// Only runs where it is named.
+    pub(crate) const fn off_by_default(mut self) -> Self {
+        self.enabled_by_default = false;
+        self
+    }
+
     /// Whether settings like `*,-job-controller` leave this controller on. Later entries do not override
     /// earlier ones: a name beats the star.
     pub fn is_enabled(&self, wanted: &BTreeSet<String>) -> bool {

@@ -11,13 +11,18 @@ mod run;
 
 mod common;
 
+mod bootstrap;
+mod certificate_cleaner;
 mod certificates;
+mod clusterrole_aggregation;
 mod deployment;
 mod disruption;
 mod endpoints;
 mod endpointslice;
+mod endpointslicemirroring;
 mod garbagecollector;
 mod job;
+pub mod kubernetes_service;
 mod namespace;
 mod node_ipam;
 mod nodelifecycle;
@@ -25,8 +30,10 @@ mod podgc;
 mod replicaset;
 mod resourcequota;
 mod root_ca;
+mod service_cidr;
 mod service_lb;
 mod serviceaccount;
+mod serviceaccount_tokens;
 mod statefulset;
 mod taint_eviction;
 
@@ -35,4 +42,4 @@ mod testing;
 
 pub use config::ControllerConfig;
 pub use context::{ControllerContext, Descriptor};
-pub use run::{descriptors, run};
+pub use run::{descriptors, run, server_descriptors};

@@ -11,14 +11,19 @@ use crate::context::{ControllerContext, Descriptor};
 /// All controllers, by name.
 pub fn descriptors() -> &'static [Descriptor] {
     &[
+        crate::bootstrap::BOOTSTRAP_SIGNER,
         crate::certificates::APPROVER,
+        crate::certificate_cleaner::CSR_CLEANER,
         crate::certificates::SIGNER,
+        crate::clusterrole_aggregation::CLUSTERROLE_AGGREGATION,
         crate::deployment::DEPLOYMENT,
         crate::disruption::DISRUPTION,
         crate::endpoints::ENDPOINTS,
         crate::endpointslice::ENDPOINTSLICE,
+        crate::endpointslicemirroring::ENDPOINTSLICE_MIRRORING,
         crate::garbagecollector::GARBAGECOLLECTOR,
         crate::job::JOB,
+        crate::serviceaccount_tokens::LEGACY_SERVICEACCOUNT_TOKEN_CLEANER,
         crate::namespace::NAMESPACE,
         crate::node_ipam::NODEIPAM,
         crate::nodelifecycle::NODELIFECYCLE,
@@ -27,16 +32,28 @@ pub fn descriptors() -> &'static [Descriptor] {
         crate::replicaset::REPLICATIONCONTROLLER,
         crate::resourcequota::RESOURCEQUOTA,
         crate::root_ca::ROOT_CA,
+        crate::service_cidr::SERVICE_CIDR,
         crate::service_lb::SERVICE_LB,
         crate::serviceaccount::SERVICEACCOUNT,
+        crate::serviceaccount_tokens::SERVICEACCOUNT_TOKEN,
         crate::statefulset::STATEFULSET,
         crate::taint_eviction::TAINTEVICTION,
+        crate::bootstrap::TOKEN_CLEANER,
     ]
 }
 
-/// Runs the enabled controllers until shutdown. `ready` is called when their caches have synced.
-pub async fn run(context: ControllerContext, ready: impl FnOnce()) -> Result<(), NotSynced> {
-    let enabled = descriptors().iter().filter(|descriptor| descriptor.is_enabled(&context.config.controllers));
+/// Those that every server runs beside its API, by name; kube-apiserver has them upstream.
+pub fn server_descriptors() -> &'static [Descriptor] {
+    &[crate::kubernetes_service::KUBERNETES_SERVICE, crate::serviceaccount_tokens::LEGACY_TOKEN_TRACKING]
+}
+
+/// Runs the enabled controllers of a table until shutdown. `ready` is called when their caches have synced.
+pub async fn run(
+    table: &'static [Descriptor],
+    context: ControllerContext,
+    ready: impl FnOnce(),
+) -> Result<(), NotSynced> {
+    let enabled = table.iter().filter(|descriptor| descriptor.is_enabled(&context.config.controllers));
     let running: Vec<_> = enabled.map(|descriptor| (descriptor.name, (descriptor.start)(&context))).collect();
     context.informers.start();
     context.informers.wait_for_sync().await?;
@@ -62,10 +79,12 @@ mod tests {
 
     #[test]
     fn the_table_is_sorted_and_names_are_unique() {
-        let names: Vec<_> = descriptors().iter().map(|descriptor| descriptor.name).collect();
-        let mut sorted = names.clone();
-        sorted.sort_unstable();
-        sorted.dedup();
-        assert_eq!(names, sorted);
+        for table in [descriptors(), server_descriptors()] {
+            let names: Vec<_> = table.iter().map(|descriptor| descriptor.name).collect();
+            let mut sorted = names.clone();
+            sorted.sort_unstable();
+            sorted.dedup();
+            assert_eq!(names, sorted);
+        }
     }
 }

@@ -73,7 +73,7 @@ impl World {
     }
 
     /// Starts controllers as a fresh process, with empty caches and no memory.
-    fn start_with(&mut self, transport: SharedTransport) {
+    pub(crate) fn start_with(&mut self, transport: SharedTransport) {
         self.process = CancellationToken::new();
         let client = Client::new(transport, self.clock.shared(), SeededRandom::shared(1));
         let context = ControllerContext {

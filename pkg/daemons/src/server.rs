@@ -2,6 +2,7 @@
 
 mod control_plane;
 mod datastore;
+mod managers;
 mod seed;
 
 use std::future::Future;

@@ -10,8 +10,12 @@
 
 use std::fmt;
 
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::hmac;
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::PkiError;
 
@@ -107,8 +111,29 @@ impl Credential {
 
 /// The form of `[a-z0-9]{6}.[a-z0-9]{16}`.
 pub fn is_bootstrap(id: &str, secret: &str) -> bool {
-    let alphabet = |text: &str| text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-    id.len() == BOOTSTRAP_ID_LENGTH && secret.len() == BOOTSTRAP_SECRET_LENGTH && alphabet(id) && alphabet(secret)
+    is_bootstrap_id(id) && secret.len() == BOOTSTRAP_SECRET_LENGTH && has_alphabet(secret)
+}
+
+/// The form of `[a-z0-9]{6}`.
+pub fn is_bootstrap_id(id: &str) -> bool {
+    id.len() == BOOTSTRAP_ID_LENGTH && has_alphabet(id)
+}
+
+fn has_alphabet(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+}
+
+/// The signature of `content` by a bootstrap token: a compact JWS (HS256) without its middle part.
+pub fn sign_detached(content: &str, id: &str, secret: &str) -> String {
+    let header = URL_SAFE_NO_PAD.encode(format!(r#"{{"alg":"HS256","kid":"{id}"}}"#));
+    let signed = format!("{header}.{}", URL_SAFE_NO_PAD.encode(content));
+    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()), signed.as_bytes());
+    format!("{header}..{}", URL_SAFE_NO_PAD.encode(tag))
+}
+
+/// Whether `signature` is what the token makes of `content`.
+pub fn is_signed(content: &str, id: &str, secret: &str, signature: &str) -> bool {
+    verify_slices_are_equal(sign_detached(content, id, secret).as_bytes(), signature.as_bytes()).is_ok()
 }
 
 /// Lower-case hex of the SHA-256 of a certificate's DER.

@@ -42,6 +42,23 @@ pub fn render(cluster: &str, server: &str, ca_pem: &str, user_name: &str, user: 
     out
 }
 
+/// What a stranger is told of a cluster, as kubeadm writes it: a kubeconfig of one cluster and no user.
+pub fn cluster_info(server: &str, ca_pem: &str) -> String {
+    let mut out = String::from("apiVersion: v1\nclusters:\n- cluster:\n");
+    fields(&mut out, 4, &json!({ "certificate-authority-data": STANDARD.encode(ca_pem), "server": server }));
+    out.push_str("  name: \"\"\ncontexts: null\ncurrent-context: \"\"\nkind: Config\npreferences: {}\nusers: null\n");
+    out
+}
+
+/// The authority in a kubeconfig that [`cluster_info`] or kubeadm wrote.
+pub fn authority_of(text: &str) -> Option<String> {
+    let data = text
+        .lines()
+        .find_map(|line| line.trim().trim_start_matches("- ").strip_prefix("certificate-authority-data:"))?;
+    let bytes = STANDARD.decode(data.trim().trim_matches('"')).ok()?;
+    String::from_utf8(bytes).ok()
+}
+
 fn fields(out: &mut String, indent: usize, object: &Value) {
     for (name, value) in object.as_object().into_iter().flatten() {
         let text = scalar(value.as_str().unwrap_or_default());

@@ -17,6 +17,7 @@ pub mod tree;
 
 pub use authority::{CertificateAuthority, CertifiedKey, Leaf, Usages};
 pub use subject::{Subject, subject};
+pub use tree::not_after;
 
 use std::path::PathBuf;
 

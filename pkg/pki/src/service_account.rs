@@ -19,13 +19,16 @@ use x509_parser::prelude::FromDer;
 use crate::authority::pem;
 use crate::{PkiError, files};
 
+/// Who issues tokens that live in Secrets and never expire.
+pub const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";
+
 /// Bytes a token may have; ours are about 1 KiB.
 const TOKEN_SIZE_MAX: usize = 16 * 1024;
 
 /// Signs tokens with the newest key and verifies them with all.
 #[derive(Clone)]
 pub struct ServiceAccountKeys {
-    signing: Option<(Header, EncodingKey)>,
+    signing: (Header, EncodingKey),
     verifying: Vec<VerifyingKey>,
 }
 
@@ -58,18 +61,16 @@ impl ServiceAccountKeys {
             }
         };
         let what = private.display().to_string();
-        let bad = |detail: String| PkiError::Key { what: what.clone(), detail };
-        let key = KeyPair::from_pem(&private_pem).map_err(|error| bad(error.to_string()))?;
-        let spki = key.subject_public_key_info();
+        let mut keys = Self::from_pem(&private_pem, &what)?;
         let public_pem = match files::read(public)? {
             Some(text) => text,
             None => {
+                let spki = key_pair(&private_pem, &what)?.subject_public_key_info();
                 let text = pem("PUBLIC KEY", &spki);
                 files::write(public, text.as_bytes(), files::PUBLIC)?;
                 text
             }
         };
-        let mut keys = Self { signing: None, verifying: vec![verifying_key(&spki, &what)?] };
         for other in SubjectPublicKeyInfoDer::pem_slice_iter(public_pem.as_bytes()) {
             let other = other
                 .map_err(|error| PkiError::Key { what: public.display().to_string(), detail: error.to_string() })?;
@@ -78,23 +79,34 @@ impl ServiceAccountKeys {
                 keys.verifying.push(other);
             }
         }
-        let ours = &keys.verifying[0];
+        Ok(keys)
+    }
+
+    /// A new key that is kept nowhere.
+    pub fn generate() -> Result<Self, PkiError> {
+        let key = KeyPair::generate()
+            .map_err(|error| PkiError::Generate { what: "service account key", detail: error.to_string() })?;
+        Self::from_pem(&key.serialize_pem(), "service account key")
+    }
+
+    fn from_pem(private_pem: &str, what: &str) -> Result<Self, PkiError> {
+        let key = key_pair(private_pem, what)?;
+        let ours = verifying_key(&key.subject_public_key_info(), what)?;
         let mut header = Header::new(ours.algorithm);
         header.typ = None;
         header.kid = Some(ours.id.clone());
-        let der = key.serialized_der();
         let encoding = match ours.algorithm {
-            Algorithm::RS256 => EncodingKey::from_rsa_pem(private_pem.as_bytes()).map_err(|e| bad(e.to_string()))?,
-            _ => EncodingKey::from_ec_der(der),
+            Algorithm::RS256 => EncodingKey::from_rsa_pem(private_pem.as_bytes())
+                .map_err(|error| PkiError::Key { what: what.to_owned(), detail: error.to_string() })?,
+            _ => EncodingKey::from_ec_der(key.serialized_der()),
         };
-        keys.signing = Some((header, encoding));
-        Ok(keys)
+        Ok(Self { signing: (header, encoding), verifying: vec![ours] })
     }
 
     /// Signs `claims` as they are.
     pub fn sign(&self, claims: &Value) -> Result<String, PkiError> {
         let bad = |detail: String| PkiError::Token { detail };
-        let (header, key) = self.signing.as_ref().ok_or_else(|| bad("there is no signing key".to_owned()))?;
+        let (header, key) = &self.signing;
         jsonwebtoken::encode(header, claims, key).map_err(|error| bad(format!("signing a token: {error}")))
     }
 
@@ -127,6 +139,10 @@ impl ServiceAccountKeys {
     pub fn jwks(&self) -> Value {
         json!({ "keys": self.verifying.iter().map(|key| &key.jwk).collect::<Vec<_>>() })
     }
+}
+
+fn key_pair(pem: &str, what: &str) -> Result<KeyPair, PkiError> {
+    KeyPair::from_pem(pem).map_err(|error| PkiError::Key { what: what.to_owned(), detail: error.to_string() })
 }
 
 fn verifying_key(spki: &[u8], what: &str) -> Result<VerifyingKey, PkiError> {

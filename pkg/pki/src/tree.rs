@@ -225,6 +225,13 @@ pub fn is_signed_by(chain_pem: &str, authority_pem: &str) -> bool {
     leaf.verify_signature(Some(issuer.public_key())).is_ok()
 }
 
+/// When the first certificate of a PEM text expires; `None` if there is none that can be read.
+pub fn not_after(pem: &[u8]) -> Option<Timestamp> {
+    let chain = authority::certificates(std::str::from_utf8(pem).ok()?, "certificate").ok()?;
+    let parsed = parse(chain.first()?, "certificate").ok()?;
+    Timestamp::from_second(parsed.validity().not_after.timestamp()).ok()
+}
+
 /// What `rkube certificate check` shows of one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inspection {

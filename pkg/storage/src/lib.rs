@@ -74,4 +74,10 @@ pub trait Storage: Send + Sync + 'static {
     fn compact(&self, revision: Revision) -> BoxFuture<'_, Result<(), StorageError>>;
 
     fn size(&self) -> BoxFuture<'_, Result<Size, StorageError>>;
+
+    /// Finishes what waits and lets go of what the store holds on this machine; it fails with `Closed` afterwards.
+    /// A store elsewhere needs no goodbye.
+    fn close(&self) -> BoxFuture<'_, Result<(), StorageError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 }

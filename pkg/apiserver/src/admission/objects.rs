@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use rkube_api::Kind;
+use rkube_api::meta::pkg::apis::meta::v1::ObjectMeta;
 use rkube_apimachinery::gvk::GroupVersionResource;
 use rkube_apimachinery::status::ApiStatus;
-use rkube_registry::options::{GetOptions, ListOptions, UpdateOptions};
-use rkube_registry::store::Target;
+use rkube_registry::options::{GetOptions, ListOptions, PatchOptions, UpdateOptions};
+use rkube_registry::store::{Patch, Target};
 use rkube_registry::{Registry, RequestContext, Store};
+use serde_json::Value;
 
 /// Typed reads with the server's own authority.
 #[derive(Clone)]
@@ -60,6 +62,15 @@ impl Objects {
         let namespace = metadata.namespace.clone().unwrap_or_default();
         let target = Target::new(namespace, metadata.name.clone().unwrap_or_default()).subresource("status");
         self.store::<K>()?.update(&self.context, &target, object.to_value(), &UpdateOptions::default()).await?;
+        Ok(())
+    }
+
+    /// Merges `patch` into an object.
+    pub async fn merge<K: Kind>(&self, metadata: &ObjectMeta, patch: Value) -> Result<(), ApiStatus> {
+        let namespace = metadata.namespace.clone().unwrap_or_default();
+        let target = Target::new(namespace, metadata.name.clone().unwrap_or_default());
+        let patch = Patch::Merge(patch.to_string().into());
+        self.store::<K>()?.patch(&self.context, &target, patch, &PatchOptions::default()).await?;
         Ok(())
     }
 

@@ -7,6 +7,7 @@ pub mod bootstrap_token;
 pub mod cluster;
 pub mod flow;
 pub mod impersonation;
+mod legacy_token;
 pub mod node;
 pub mod service_account;
 

@@ -13,12 +13,12 @@ use rkube_api::k8s::core::v1::{Node, Pod, Secret, ServiceAccount};
 use rkube_api::meta::pkg::apis::meta::v1::ObjectMeta;
 use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::status::ApiStatus;
-use rkube_pki::service_account::ServiceAccountKeys;
+use rkube_pki::service_account::{LEGACY_ISSUER, ServiceAccountKeys};
 use rkube_registry::UserInfo;
 use rkube_registry::{NameAndUid, TokenPolicy, TokenSigner, TokenToSign};
 use serde_json::{Value, json};
 
-use super::{Authenticated, AuthenticationError};
+use super::{Authenticated, AuthenticationError, legacy_token};
 use crate::admission::Objects;
 
 const USER_PREFIX: &str = "system:serviceaccount:";
@@ -111,6 +111,9 @@ impl Verifier {
     pub async fn verify(&self, token: &str, audiences: &[String]) -> Result<Authenticated, AuthenticationError> {
         let bad = |text: &str| AuthenticationError(text.to_owned());
         let claims = self.keys.verify(token).map_err(|error| AuthenticationError(error.to_string()))?;
+        if claims["iss"].as_str() == Some(LEGACY_ISSUER) {
+            return self.verify_legacy(token, &claims, audiences).await;
+        }
         if claims["iss"].as_str() != Some(self.settings.issuer.as_str()) {
             return Err(bad("the token is of another issuer"));
         }
@@ -158,12 +161,26 @@ impl Verifier {
                 }
             }
         }
-        let user = UserInfo {
-            name: format!("{USER_PREFIX}{namespace}:{}", account.name),
-            uid: account.uid,
-            groups: vec![ALL_ACCOUNTS.to_owned(), format!("{ALL_ACCOUNTS}:{namespace}")],
-            extra,
-        };
+        Ok(Authenticated { user: user(namespace, account.name, account.uid, extra), audiences: common })
+    }
+
+    /// A token without end and audience; it is for whoever is asked, if that is the API server.
+    async fn verify_legacy(
+        &self,
+        token: &str,
+        claims: &Value,
+        audiences: &[String],
+    ) -> Result<Authenticated, AuthenticationError> {
+        let own = &self.settings.audiences;
+        let common: Vec<String> =
+            own.iter().filter(|audience| audiences.is_empty() || audiences.contains(audience)).cloned().collect();
+        if common.is_empty() {
+            return Err(AuthenticationError(format!(
+                "token audiences {own:?} is invalid for the target audiences {audiences:?}"
+            )));
+        }
+        let account = legacy_token::verify(&self.objects, token, claims, self.clock.now()).await?;
+        let user = user(&account.namespace, account.name, account.uid, BTreeMap::new());
         Ok(Authenticated { user, audiences: common })
     }
 
@@ -188,6 +205,15 @@ impl Verifier {
             return Err(gone());
         }
         Ok(Some(NameAndUid { name: name.to_owned(), uid }))
+    }
+}
+
+fn user(namespace: &str, name: String, uid: String, extra: BTreeMap<String, Vec<String>>) -> UserInfo {
+    UserInfo {
+        name: format!("{USER_PREFIX}{namespace}:{name}"),
+        uid,
+        groups: vec![ALL_ACCOUNTS.to_owned(), format!("{ALL_ACCOUNTS}:{namespace}")],
+        extra,
     }
 }
 

@@ -12,5 +12,6 @@ pub(crate) mod numbers;
 pub(crate) mod pod_control;
 pub(crate) mod pods;
 pub(crate) mod service_pods;
+pub(crate) mod slices;
 pub(crate) mod trigger_time;
 pub(crate) mod written;

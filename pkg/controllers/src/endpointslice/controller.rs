@@ -7,23 +7,19 @@ use rkube_api::k8s::core::v1::{Node, Pod, Service};
 use rkube_api::k8s::discovery::v1::EndpointSlice;
 use rkube_apimachinery::key::ObjectKey;
 use rkube_apimachinery::labels::Selector;
-use rkube_client::owner::uid_of;
 use rkube_client::workqueue::RateLimits;
-use rkube_client::{
-    Client, DeleteOptions, Delta, EventRecorder, Lister, Reconciler, Requeue, Runner, SyncError, WorkQueue,
-};
+use rkube_client::{Client, Delta, EventRecorder, Lister, Reconciler, Requeue, Runner, SyncError, WorkQueue};
 
 use super::endpoints::ZonedPod;
-use super::plan::{Changes, Style, plan};
+use super::plan::{Style, plan};
 use super::{MANAGED_BY, NAME};
 use crate::common::enqueue::enqueue_all;
-use crate::common::errors::{ignore_not_found, namespace_terminating};
-use crate::common::pods;
 use crate::common::service_pods::{
     affected_services, publishes_not_ready, selects, should_be_in_endpoints, wants_endpoints,
 };
 use crate::common::trigger_time::{LAST_CHANGE_TRIGGER_TIME, TriggerTimes};
 use crate::common::written::Written;
+use crate::common::{pods, slices};
 use crate::context::{ControllerContext, Running};
 
 /// Failures in a row before a Service waits for its next event.
@@ -122,38 +118,6 @@ impl EndpointSliceController {
         }
         (endpoints, left_out)
     }
-
-    async fn carry_out(
-        &self,
-        key: &ObjectKey,
-        service: &Service,
-        changes: Changes,
-        trigger: Option<&str>,
-    ) -> Result<(), SyncError> {
-        let api = self.client.namespaced::<EndpointSlice>(&key.namespace);
-        if service.metadata.deletion_timestamp.is_none() {
-            for mut slice in changes.create {
-                annotate(&mut slice, trigger);
-                match api.create(&slice).await {
-                    Ok(stored) => self.written.stored(key, &stored.metadata),
-                    Err(error) if namespace_terminating(&error) => return Ok(()),
-                    Err(error) => return Err(SyncError::during("creating an EndpointSlice")(error)),
-                }
-            }
-        }
-        for mut slice in changes.update {
-            annotate(&mut slice, trigger);
-            let stored = api.update(&slice).await.map_err(SyncError::during("updating an EndpointSlice"))?;
-            self.written.stored(key, &stored.metadata);
-        }
-        for slice in changes.delete {
-            let name = slice.metadata.name.as_deref().unwrap_or_default();
-            let deleted = api.delete(name, &DeleteOptions::uid(uid_of(&*slice))).await;
-            ignore_not_found(deleted).map_err(SyncError::during("deleting an EndpointSlice"))?;
-            self.written.deleted(key, &slice.metadata);
-        }
-        Ok(())
-    }
 }
 
 impl Reconciler for EndpointSliceController {
@@ -177,8 +141,12 @@ impl Reconciler for EndpointSliceController {
         let (endpoints, left_out) = self.endpoints_of(&service);
         let pods: Vec<_> = endpoints.iter().map(|(pod, _)| Arc::clone(pod)).collect();
         let trigger = self.trigger_times.last_change(key, &service, &pods);
-        let changes = plan(&service, &endpoints, &existing, &self.style);
-        let result = self.carry_out(key, &service, changes, trigger.as_deref()).await;
+        let mut changes = plan(&service, &endpoints, &existing, &self.style);
+        changes.create.iter_mut().chain(&mut changes.update).for_each(|slice| annotate(slice, trigger.as_deref()));
+        if service.metadata.deletion_timestamp.is_some() {
+            changes.create.clear();
+        }
+        let result = slices::carry_out(&self.client, &self.written, key, changes).await;
         let result = result.and_then(|()| match left_out.first() {
             None => Ok(()),
             Some(pod) => Err(SyncError::other(format!("skipping Pod {pod} for Service {key}: Node Not Found"))),

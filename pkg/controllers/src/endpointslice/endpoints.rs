@@ -13,13 +13,13 @@ use crate::common::service_pods::{addresses, find_port, hostname, is_headless, p
 /// A pod, and the zone of its node where that is known.
 pub(super) type ZonedPod = (Arc<Pod>, Option<String>);
 /// What makes an endpoint the same one: addresses, name, and the object behind it.
-pub(super) type EndpointKey = (Vec<String>, Option<String>, Option<String>, Option<String>);
+pub(crate) type EndpointKey = (Vec<String>, Option<String>, Option<String>, Option<String>);
 /// Ports in order; slices of one Service differ in them when pods resolve a named port differently.
-pub(super) type PortKey = Vec<(String, String, Option<i32>, Option<String>)>;
+pub(crate) type PortKey = Vec<(String, String, Option<i32>, Option<String>)>;
 /// Ports and the endpoints that have them.
 pub(super) type EndpointsByPorts = BTreeMap<PortKey, (Vec<EndpointPort>, BTreeMap<EndpointKey, Endpoint>)>;
 
-pub(super) fn endpoint_key(endpoint: &Endpoint) -> EndpointKey {
+pub(crate) fn endpoint_key(endpoint: &Endpoint) -> EndpointKey {
     let mut addresses = endpoint.addresses.clone();
     addresses.sort();
     let target = endpoint.target_ref.as_ref();
@@ -31,7 +31,7 @@ pub(super) fn endpoint_key(endpoint: &Endpoint) -> EndpointKey {
     )
 }
 
-pub(super) fn port_key(ports: &[EndpointPort]) -> PortKey {
+pub(crate) fn port_key(ports: &[EndpointPort]) -> PortKey {
     let part = |port: &EndpointPort| {
         let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
         (port.name.clone().unwrap_or_default(), protocol, port.port, port.app_protocol.clone())
@@ -42,7 +42,7 @@ pub(super) fn port_key(ports: &[EndpointPort]) -> PortKey {
 }
 
 /// Equal in everything that is not in the key. A target's resource version does not count.
-pub(super) fn same_state(a: &Endpoint, b: &Endpoint) -> bool {
+pub(crate) fn same_state(a: &Endpoint, b: &Endpoint) -> bool {
     let target = |endpoint: &Endpoint| {
         let mut target = endpoint.target_ref.clone();
         if let Some(target) = &mut target {

@@ -11,7 +11,7 @@
 //! never promised. `trafficDistribution` is.
 
 mod controller;
-mod endpoints;
+pub(crate) mod endpoints;
 mod plan;
 #[cfg(test)]
 mod tests;

@@ -9,19 +9,12 @@ use std::sync::Arc;
 use rkube_api::k8s::core::v1::Service;
 use rkube_api::k8s::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 use rkube_api::meta::pkg::apis::meta::v1::ObjectMeta;
-use rkube_apimachinery::names::name_is_dns_subdomain;
 use rkube_client::owner::{new_controller_ref, uid_of};
 
 use super::endpoints::{
     EndpointKey, ZonedPod, address_types, desired, endpoint_key, hints, port_key, same_state, slice_labels,
 };
-
-#[derive(Debug, Default)]
-pub(super) struct Changes {
-    pub(super) create: Vec<EndpointSlice>,
-    pub(super) update: Vec<EndpointSlice>,
-    pub(super) delete: Vec<Arc<EndpointSlice>>,
-}
+use crate::common::slices::{Changes, name_prefix};
 
 /// How slices are made: who manages them and how large they get.
 pub(super) struct Style {
@@ -198,12 +191,9 @@ fn is_placeholder(slice: &EndpointSlice, placeholder: &EndpointSlice) -> bool {
 }
 
 fn new_slice(service: &Service, address_type: &str, ports: Vec<EndpointPort>, style: &Style) -> EndpointSlice {
-    let name = service.metadata.name.as_deref().unwrap_or_default();
-    let with_dash = format!("{name}-");
-    let prefix = if name_is_dns_subdomain(&with_dash, true).is_empty() { with_dash } else { name.to_owned() };
     EndpointSlice {
         metadata: ObjectMeta {
-            generate_name: Some(prefix),
+            generate_name: Some(name_prefix(service.metadata.name.as_deref().unwrap_or_default())),
             namespace: service.metadata.namespace.clone(),
             labels: Some(slice_labels(service, style.managed_by)),
             owner_references: Some(vec![new_controller_ref(service)]),

@@ -1,6 +1,5 @@
 //! Opens everything a control plane consists of and lists what runs.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +10,7 @@ use parking_lot::Mutex;
 use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::random::{SharedRandom, SystemRandom};
 use rkube_apimachinery::status::ApiStatus;
+use rkube_apimachinery::task;
 use rkube_apiserver::admission::{Chain, Objects};
 use rkube_apiserver::auth::basic::{AUTHENTICATED, CertificateAuthenticator, MASTERS, NoAudit, StaticTokens};
 use rkube_apiserver::auth::bootstrap_token::{self, BootstrapTokens};
@@ -24,26 +24,28 @@ use rkube_apiserver::proxy::RegistryNodes;
 use rkube_apiserver::rbac::RbacAuthorizer;
 use rkube_apiserver::server::{Extensions, OpenId, REQUEST_TIMEOUT};
 use rkube_apiserver::{ApiServer, Config};
-use rkube_client::{Client, EventRecorder, InformerFactory};
-use rkube_controllers::{ControllerConfig, ControllerContext};
+use rkube_client::Client;
+use rkube_controllers::{ControllerConfig, kubernetes_service};
 use rkube_http::listener::Listener;
 use rkube_http::tls::{self, ClientVerifier, TlsError};
 use rkube_pki::join_token::{self, Credential, JoinToken};
+use rkube_pki::service_account::ServiceAccountKeys;
 use rkube_pki::tree::{Names, Tree};
 use rkube_pki::{CertificateAuthority, CertifiedKey, PkiError, authority, files, kubeconfig};
 use rkube_registry::registry::RegistryError;
 use rkube_registry::{Registry, UserInfo};
-use rkube_scheduler::{SchedulerConfig, SchedulerContext};
+use rkube_scheduler::SchedulerConfig;
 use rkube_storage::Storage;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, info_span};
 
 use super::datastore::{self, DatastoreError};
+use super::managers::{self, Leadership};
 use super::seed;
 use crate::address;
 use crate::component::{Component, component};
-use crate::config::{Paths, ServerConfig};
+use crate::config::{Datastore, Paths, ServerConfig};
 use crate::node::{self, ClusterFacts, NodeError, Trust};
 
 /// How long requests under way may take when the server stops.
@@ -109,6 +111,7 @@ pub(crate) struct ControlPlane {
     listener: Listener,
     service_ip: IpAddr,
     advertise: IpAddr,
+    service_accounts: ServiceAccountKeys,
     /// The cluster's authority: signs kubelets' certificates, and pods verify the server with it.
     signing: CertificateAuthority,
     /// What the own node's kubelet serves with.
@@ -216,7 +219,7 @@ impl ControlPlane {
             extensions: Extensions { openid: Some(openid(&config, &tree)), ..Extensions::default() },
             request_timeout: REQUEST_TIMEOUT,
         });
-        let signing = tree.cluster.clone();
+        let (signing, service_accounts) = (tree.cluster.clone(), tree.service_accounts.clone());
         Ok(Self {
             config,
             scheduler,
@@ -228,6 +231,7 @@ impl ControlPlane {
             listener,
             service_ip,
             advertise,
+            service_accounts,
             signing,
             kubelet_serving,
             join_token,
@@ -248,6 +252,7 @@ impl ControlPlane {
             listener,
             service_ip,
             advertise,
+            service_accounts,
             signing,
             kubelet_serving,
             join_token,
@@ -259,7 +264,21 @@ impl ControlPlane {
             domain: config.cluster_domain.clone(),
             pods: config.cluster_cidr.to_string(),
         };
-        let controllers = controllers(&config, client(&api, "kube-controller-manager", &clock, &random), signing);
+        let api_server = kubernetes_service::ApiServer {
+            service_ip,
+            https_port: config.https_listen_port,
+            // A loopback address leads nowhere for others.
+            address: Some(advertise).filter(|address| !address.is_loopback() && !address.is_unspecified()),
+            shares_datastore: config.datastore != Datastore::Embedded,
+        };
+        let settings = ControllerConfig {
+            service_account_keys: Some(service_accounts),
+            api_server: Some(api_server.clone()),
+            ..managers::controller_config(&config, signing)
+        };
+        let leadership = Leadership::new(&config, advertise);
+        let manager = client(&api, "kube-controller-manager", &clock, &random);
+        let controllers = managers::controllers(manager, Arc::new(settings.clone()), leadership.clone());
         let node = match &config.agent {
             Some(agent) => {
                 let name = format!("system:node:{}", agent.node_name);
@@ -278,23 +297,29 @@ impl ControlPlane {
         let api_for_scheduler = api.clone();
         let seeder = self::client(&api, "system:apiserver", &clock, &random);
         let seed = seed::Seed {
-            service_ip,
-            https_port: config.https_listen_port,
+            server: format!("https://{}", SocketAddr::new(advertise, config.https_listen_port)),
             authority: root_ca.clone(),
             facts: cluster.clone(),
         };
         drop(join_token);
-        let api_server = component("kube-apiserver", &[], move |ready, shutdown| async move {
+        let server = component("kube-apiserver", &[], move |ready, shutdown| async move {
             seed::run(&seeder, &seed).await?;
-            seed::announce(&seeder, advertise, seed.https_port).await?;
+            kubernetes_service::seed(&seeder, &api_server).await?;
             let closing = CancellationToken::new();
             let serving = listener.serve(Arc::new(api.clone()), closing.clone(), DRAIN_TIMEOUT);
             tokio::pin!(serving);
+            let beside = CancellationToken::new();
+            let context = managers::controller_context(&seeder, "kube-apiserver", Arc::new(settings), &beside);
+            let own = rkube_controllers::run(rkube_controllers::server_descriptors(), context, || ());
+            let own = task::spawn(info_span!("controllers", component = "kube-apiserver"), own);
             info!("Serving the Kubernetes API");
             ready.ready();
             tokio::select! {
                 () = &mut serving => {}
                 () = shutdown.requested() => {
+                    // They say goodbye through the API, so they go first.
+                    beside.cancel();
+                    let _ = own.await;
                     api.stop();
                     closing.cancel();
                     serving.await;
@@ -302,12 +327,12 @@ impl ControlPlane {
             }
             stop.cancel();
             registry.shutdown();
-            drop(storage);
-            Ok(())
+            drop(registry);
+            Ok(storage.close().await?)
         });
-        let client = client(&api_for_scheduler, "kube-scheduler", &clock, &random);
-        let scheduler = scheduler(scheduler_config, client, &clock, &random);
-        let mut all = vec![api_server, controllers, scheduler];
+        let scheduler = client(&api_for_scheduler, "kube-scheduler", &clock, &random);
+        let scheduler = managers::scheduler(scheduler_config, scheduler, &clock, &random, leadership);
+        let mut all = vec![server, controllers, scheduler];
         all.extend(node);
         Ok(all)
     }
@@ -329,67 +354,6 @@ fn scheduler_config(file: Option<&Path>) -> Result<SchedulerConfig, OpenError> {
     let value: serde_json::Value = serde_saphyr::from_str(&text)
         .map_err(|error| OpenError::SchedulerYaml { path: path(), detail: error.to_string() })?;
     SchedulerConfig::from_value(&value).map_err(|source| OpenError::Scheduler { path: path(), source })
-}
-
-fn scheduler(
-    config: SchedulerConfig,
-    client: Client,
-    clock: &SharedClock,
-    random: &SharedRandom,
-) -> Box<dyn Component> {
-    let (clock, random) = (clock.clone(), Arc::clone(random));
-    component("kube-scheduler", &["kube-apiserver"], move |ready, shutdown| async move {
-        let stop = shutdown.token();
-        let context = SchedulerContext {
-            informers: InformerFactory::new(client.clone(), stop.clone()),
-            recorder: EventRecorder::start(client.clone(), "default-scheduler", stop.clone()),
-            config: Arc::new(config),
-            clock,
-            random,
-            shutdown: stop,
-            client,
-        };
-        match rkube_scheduler::run(context, || ready.ready()).await {
-            // Stopped before the caches were there.
-            Err(_) if shutdown.token().is_cancelled() => Ok(()),
-            outcome => outcome.map_err(Into::into),
-        }
-    })
-}
-
-/// All but those that stand for a disabled component, under the names that k3s' users know.
-fn enabled_controllers(disable: &[String]) -> BTreeSet<String> {
-    let load_balancer = disable.iter().any(|name| name == "servicelb");
-    let off = load_balancer.then(|| "-service-lb-controller".to_owned());
-    off.into_iter().chain(["*".to_owned()]).collect()
-}
-
-fn controllers(config: &ServerConfig, client: Client, signing: CertificateAuthority) -> Box<dyn Component> {
-    let network = |cidr: &crate::config::Cidr| cidr.to_string().parse().ok();
-    let settings = ControllerConfig {
-        controllers: enabled_controllers(&config.disable),
-        cluster_cidrs: network(&config.cluster_cidr).into_iter().collect(),
-        service_cidrs: network(&config.service_cidr).into_iter().collect(),
-        api_server_port: Some(config.https_listen_port),
-        root_ca: signing.certificate_pem().to_owned(),
-        signing_authority: Some(signing),
-        ..ControllerConfig::default()
-    };
-    component("kube-controller-manager", &["kube-apiserver"], move |ready, shutdown| async move {
-        let stop = shutdown.token();
-        let context = ControllerContext {
-            informers: InformerFactory::new(client.clone(), stop.clone()),
-            recorder: EventRecorder::start(client.clone(), "kube-controller-manager", stop.clone()),
-            config: Arc::new(settings),
-            shutdown: stop,
-            client,
-        };
-        match rkube_controllers::run(context, || ready.ready()).await {
-            // Stopped before the caches were there.
-            Err(_) if shutdown.token().is_cancelled() => Ok(()),
-            outcome => outcome.map_err(Into::into),
-        }
-    })
 }
 
 /// A client for a component of this process that administers the cluster.

@@ -1,28 +1,24 @@
-//! What every cluster holds from its first moment: namespaces, roles and bindings, priority classes, the
-//! `kubernetes` Service and where it leads. Reconciled at each start: what is missing is made, what an administrator changed
+//! What every cluster holds from its first moment: namespaces, roles and bindings, priority classes. Reconciled at each start: what is missing is made, what an administrator changed
 //! within the rules stays.
 //!
-//! Behaves as `pkg/controlplane/controller/{systemnamespaces,kubernetesservice}` and
-//! `pkg/registry/{rbac,scheduling}/rest`, v1.36.
-
-use std::net::IpAddr;
+//! Behaves as `pkg/controlplane/controller/systemnamespaces` and `pkg/registry/{rbac,scheduling}/rest`, v1.36.
 
 use rkube_api::Kind;
-use rkube_api::k8s::core::v1::{ConfigMap, Endpoints, Namespace, Service};
-use rkube_api::k8s::discovery::v1::EndpointSlice;
+use rkube_api::k8s::core::v1::{ConfigMap, Namespace};
 use rkube_api::k8s::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding};
 use rkube_api::k8s::scheduling::v1::PriorityClass;
 use rkube_apiserver::rbac::{bootstrap, rule};
 use rkube_client::Client;
 use rkube_client::transport::ClientError;
+use rkube_pki::kubeconfig;
 use serde_json::json;
 
 use crate::node::ClusterFacts;
 
 /// What the seeds are made of.
 pub(crate) struct Seed {
-    pub(crate) service_ip: IpAddr,
-    pub(crate) https_port: u16,
+    /// What others reach this server by, as a URL.
+    pub(crate) server: String,
     /// PEM of the cluster's authority.
     pub(crate) authority: String,
     pub(crate) facts: ClusterFacts,
@@ -73,18 +69,6 @@ pub(crate) async fn run(client: &Client, seed: &Seed) -> Result<(), SeedError> {
         let class = json!({ "metadata": { "name": name }, "value": value, "description": description });
         ensure::<PriorityClass>(client, &typed(class), |_, _| false).await?;
     }
-    let service = json!({
-        "metadata": {
-            "name": "kubernetes", "namespace": "default",
-            "labels": { "component": "apiserver", "provider": "kubernetes" }
-        },
-        "spec": {
-            "clusterIP": seed.service_ip.to_string(), "clusterIPs": [seed.service_ip.to_string()],
-            "type": "ClusterIP", "sessionAffinity": "None",
-            "ports": [{ "name": "https", "port": 443, "protocol": "TCP", "targetPort": seed.https_port }]
-        }
-    });
-    ensure::<Service>(client, &typed(service), |_, _| false).await?;
     joining(client, seed).await
 }
 
@@ -117,7 +101,7 @@ async fn joining(client: &Client, seed: &Seed) -> Result<(), SeedError> {
     let info = json!({
         "metadata": { "name": "cluster-info", "namespace": "kube-public" },
         "data": {
-            "ca.crt": seed.authority, "cluster-dns": seed.facts.dns.to_string(),
+            "ca.crt": seed.authority, "kubeconfig": kubeconfig::cluster_info(&seed.server, &seed.authority), "cluster-dns": seed.facts.dns.to_string(),
             "cluster-domain": seed.facts.domain, "cluster-cidr": seed.facts.pods,
         }
     });
@@ -135,48 +119,6 @@ async fn joining(client: &Client, seed: &Seed) -> Result<(), SeedError> {
     let stranger = json!([{ "kind": "User", "apiGroup": RBAC, "name": "system:anonymous" }]);
     let binding = json!({ "metadata": metadata, "roleRef": role, "subjects": stranger });
     ensure::<RoleBinding>(client, &typed(binding), reconcile_binding).await
-}
-
-/// Says where the `kubernetes` Service leads: to this server. Pods find the API through it.
-///
-/// Behaves as `pkg/controlplane/reconcilers`, v1.36, for one server. A loopback address leads nowhere for
-/// others, so it is not announced.
-pub(crate) async fn announce(client: &Client, address: IpAddr, https_port: u16) -> Result<(), SeedError> {
-    if address.is_loopback() || address.is_unspecified() {
-        return Ok(());
-    }
-    let endpoints = json!({
-        "metadata": {
-            "name": "kubernetes", "namespace": "default",
-            "labels": { "endpointslice.kubernetes.io/skip-mirror": "true" }
-        },
-        "subsets": [{
-            "addresses": [{ "ip": address.to_string() }],
-            "ports": [{ "name": "https", "port": https_port, "protocol": "TCP" }]
-        }]
-    });
-    ensure::<Endpoints>(client, &typed(endpoints), |have, wanted| {
-        let changed = have.subsets != wanted.subsets;
-        have.subsets.clone_from(&wanted.subsets);
-        changed
-    })
-    .await?;
-    let slice = json!({
-        "metadata": {
-            "name": "kubernetes", "namespace": "default",
-            "labels": { "kubernetes.io/service-name": "kubernetes" }
-        },
-        "addressType": if address.is_ipv4() { "IPv4" } else { "IPv6" },
-        "endpoints": [{ "addresses": [address.to_string()], "conditions": { "ready": true } }],
-        "ports": [{ "name": "https", "port": https_port, "protocol": "TCP" }]
-    });
-    ensure::<EndpointSlice>(client, &typed(slice), |have, wanted| {
-        let changed = have.endpoints != wanted.endpoints || have.ports != wanted.ports;
-        have.endpoints.clone_from(&wanted.endpoints);
-        have.ports.clone_from(&wanted.ports);
-        changed
-    })
-    .await
 }
 
 fn typed<K: Kind>(value: serde_json::Value) -> K {

@@ -141,8 +141,7 @@ impl EmbeddedStorage {
         Ok(Self { shared, requests: Some(sender), writer: Mutex::new(Some(thread)) })
     }
 
-    /// Finishes what waits, writes a checkpoint and lets go of the directory. Everything fails with `Closed`
-    /// afterwards.
+    /// Finishes what waits, writes a checkpoint and lets go of the directory.
     pub async fn close(&self) -> Result<(), StorageError> {
         let (reply, answer) = oneshot::channel();
         let Some(requests) = &self.requests else { return Ok(()) };
@@ -336,6 +335,10 @@ impl Storage for EmbeddedStorage {
             Size { on_disk: state.bytes_on_disk() + checkpoint, in_use: state.bytes_live() + checkpoint }
         });
         ready(size).boxed()
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<(), StorageError>> {
+        Self::close(self).boxed()
     }
 }
 
