@@ -17,13 +17,14 @@ pub struct Thresholds {
 }
 
 impl Default for Thresholds {
-    /// Upstream's on Linux.
+    /// Upstream's on Linux, but for disks: as k3s does, 5 percent may be left, since one disk carries everything on
+    /// small machines, and a tenth of a large one is no shortage.
     fn default() -> Self {
         Self {
             memory_available: 100 << 20,
-            nodefs_available_percent: 10,
+            nodefs_available_percent: 5,
             nodefs_inodes_free_percent: 5,
-            imagefs_available_percent: 15,
+            imagefs_available_percent: 5,
             pids_available_percent: 0,
         }
     }
@@ -145,7 +146,7 @@ mod tests {
             pids_total: 100,
         };
         assert_eq!(below(&fine, &Thresholds::default()), []);
-        let short = Observation { memory_available: 1, nodefs_available: 900, nodefs_total: 10_000, ..fine };
+        let short = Observation { memory_available: 1, nodefs_available: 400, nodefs_total: 10_000, ..fine };
         let signals: Vec<_> = below(&short, &Thresholds::default()).into_iter().map(|(signal, ..)| signal).collect();
         assert_eq!(signals, [Signal::MemoryAvailable, Signal::NodeFsAvailable]);
         // A file system without inodes, as btrfs.
