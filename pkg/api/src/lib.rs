@@ -15,6 +15,7 @@ pub mod quota;
 pub mod resource;
 pub mod schema;
 pub mod table;
+pub mod volumes;
 
 pub use k8s_openapi::ByteString;
 pub use k8s_openapi::api as k8s;

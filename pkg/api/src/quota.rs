@@ -16,6 +16,7 @@ use crate::Kind;
 use crate::kind::DecodeError;
 use crate::object::StoredObject;
 use crate::pod_resources::{self, ResourceList, Side};
+use crate::volumes;
 
 /// An object as quota sees it.
 #[derive(Clone, Debug)]
@@ -151,11 +152,7 @@ fn service_usage(service: &Service) -> ResourceList {
 fn claim_usage(claim: &PersistentVolumeClaim) -> ResourceList {
     let mut used = ResourceList::from([("persistentvolumeclaims".to_owned(), one())]);
     let Some(spec) = claim.spec.as_ref() else { return used };
-    let annotated = claim.metadata.annotations.as_ref();
-    let class = annotated
-        .and_then(|all| all.get("volume.beta.kubernetes.io/storage-class"))
-        .or(spec.storage_class_name.as_ref())
-        .filter(|class| !class.is_empty());
+    let class = Some(volumes::claim_class(claim)).filter(|class| !class.is_empty());
     let by_class = |name: &str| class.map(|class| format!("{class}.storageclass.storage.k8s.io/{name}"));
     used.extend(by_class("persistentvolumeclaims").map(|name| (name, one())));
     let requests = spec.resources.as_ref().and_then(|resources| resources.requests.as_ref());
@@ -216,21 +213,11 @@ fn in_priority_class(pod: &Pod, requirement: &ScopedResourceSelectorRequirement)
     }
 }
 
-/// The classes of volume attributes that the claim has, wants or is moving to.
-pub fn attributes_classes(claim: &PersistentVolumeClaim) -> impl Iterator<Item = &String> {
-    let status = claim.status.as_ref();
-    let wanted = claim.spec.as_ref().and_then(|spec| spec.volume_attributes_class_name.as_ref());
-    let current = status.and_then(|status| status.current_volume_attributes_class_name.as_ref());
-    let target = status.and_then(|status| status.modify_volume_status.as_ref());
-    let target = target.and_then(|modification| modification.target_volume_attributes_class_name.as_ref());
-    [wanted, current, target].into_iter().flatten().filter(|class| !class.is_empty())
-}
-
 fn claim_in_scope(claim: &PersistentVolumeClaim, requirement: &ScopedResourceSelectorRequirement) -> bool {
     if requirement.scope_name != "VolumeAttributesClass" {
         return false;
     }
-    let mut classes = attributes_classes(claim);
+    let mut classes = volumes::attributes_classes(claim);
     let is_listed = |class: &String| requirement.values.iter().flatten().any(|value| value == class);
     match requirement.operator.as_str() {
         "Exists" => classes.next().is_some(),

@@ -20,12 +20,14 @@ mod disruption;
 mod endpoints;
 mod endpointslice;
 mod endpointslicemirroring;
+mod ephemeral_volume;
 mod garbagecollector;
 mod job;
 pub mod kubernetes_service;
 mod namespace;
 mod node_ipam;
 mod nodelifecycle;
+mod persistentvolume;
 mod podgc;
 mod replicaset;
 mod resourcequota;
@@ -35,7 +37,9 @@ mod service_lb;
 mod serviceaccount;
 mod serviceaccount_tokens;
 mod statefulset;
+mod storageprotection;
 mod taint_eviction;
+mod volume_expand;
 
 #[cfg(test)]
 mod testing;

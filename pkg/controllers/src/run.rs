@@ -21,12 +21,17 @@ pub fn descriptors() -> &'static [Descriptor] {
         crate::endpoints::ENDPOINTS,
         crate::endpointslice::ENDPOINTSLICE,
         crate::endpointslicemirroring::ENDPOINTSLICE_MIRRORING,
+        crate::ephemeral_volume::EPHEMERAL_VOLUME,
         crate::garbagecollector::GARBAGECOLLECTOR,
         crate::job::JOB,
         crate::serviceaccount_tokens::LEGACY_SERVICEACCOUNT_TOKEN_CLEANER,
         crate::namespace::NAMESPACE,
         crate::node_ipam::NODEIPAM,
         crate::nodelifecycle::NODELIFECYCLE,
+        crate::persistentvolume::PERSISTENTVOLUME_BINDER,
+        crate::volume_expand::PERSISTENTVOLUME_EXPANDER,
+        crate::storageprotection::PERSISTENTVOLUME_PROTECTION,
+        crate::storageprotection::PERSISTENTVOLUMECLAIM_PROTECTION,
         crate::podgc::PODGC,
         crate::replicaset::REPLICASET,
         crate::replicaset::REPLICATIONCONTROLLER,
@@ -39,6 +44,7 @@ pub fn descriptors() -> &'static [Descriptor] {
         crate::statefulset::STATEFULSET,
         crate::taint_eviction::TAINTEVICTION,
         crate::bootstrap::TOKEN_CLEANER,
+        crate::storageprotection::VOLUMEATTRIBUTESCLASS_PROTECTION,
     ]
 }
 

@@ -1,11 +1,14 @@
 //! What several controllers need: pods, their creation and ranking, hashes, percentages, owners.
 
+pub(crate) mod claims;
 pub(crate) mod discovery;
 pub(crate) mod enqueue;
 pub(crate) mod errors;
 pub(crate) mod hash;
 pub(crate) mod history;
+pub(crate) mod latest;
 pub(crate) mod mapper;
+pub(crate) mod migrated_plugins;
 pub(crate) mod namespaces;
 pub(crate) mod nodes;
 pub(crate) mod numbers;

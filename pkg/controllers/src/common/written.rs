@@ -86,6 +86,6 @@ impl Written {
     }
 }
 
-fn revision_of(object: &ObjectMeta) -> u64 {
+pub(crate) fn revision_of(object: &ObjectMeta) -> u64 {
     object.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
 }

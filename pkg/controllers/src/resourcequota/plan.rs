@@ -11,6 +11,7 @@ use rkube_api::k8s::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, Resour
 use rkube_api::meta::pkg::api::resource::Quantity as Text;
 use rkube_api::pod_resources::{ResourceList, add_all, parse};
 use rkube_api::quota::{self, Subject};
+use rkube_api::volumes::attributes_classes;
 use rkube_apimachinery::quantity::{Format, Quantity};
 
 use crate::common::pods;
@@ -158,7 +159,7 @@ pub(super) fn changes_usage(old: &StoredObject, new: &StoredObject, kind: (&str,
             let deleted = |pod: &Pod| (pods::is_terminating(pod), pod.metadata.deletion_grace_period_seconds);
             deadline(old).is_some() != deadline(new).is_some() || deleted(old) != deleted(new)
         }
-        (Owned::Claim(old), Owned::Claim(new)) => quota::attributes_classes(old).ne(quota::attributes_classes(new)),
+        (Owned::Claim(old), Owned::Claim(new)) => attributes_classes(old).ne(attributes_classes(new)),
         _ => false,
     };
     let used = |owned: &Owned| quota::usage(&owned.subject(), kind.0, kind.1, now);
