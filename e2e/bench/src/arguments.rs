@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
-use crate::workloads::{create, get, idle, informers, list, restart, watch};
+use crate::workloads::{
+    create, deploy, fake_nodes, get, idle, informers, job, list, namespace, restart, schedule, watch,
+};
 
 /// Measures any Kubernetes API server, and plays nodes for it.
 #[derive(Debug, Parser)]
@@ -43,6 +45,16 @@ pub(crate) enum Workload {
     Watch(watch::Options),
     /// Start many informers on large Secrets at once
     Informers(informers::Options),
+    /// Play nodes until interrupted: heartbeats, and pods that run as told
+    FakeNodes(fake_nodes::Options),
+    /// Scale a Deployment up and down on fake nodes
+    Deploy(deploy::Options),
+    /// Run a Job on fake nodes
+    Job(job::Options),
+    /// Delete a namespace full of objects
+    Namespace(namespace::Options),
+    /// Schedule pods of one of upstream's shapes on fake nodes
+    Schedule(schedule::Options),
     /// Kill and restart a server: time until it is ready and until it answers a consistent list
     Restart(restart::Options),
     /// What processes use while nothing happens
@@ -58,6 +70,11 @@ impl Arguments {
             Workload::List(options) => options.check(),
             Workload::Watch(options) => options.check(),
             Workload::Informers(options) => options.check(),
+            Workload::FakeNodes(options) => options.check(),
+            Workload::Deploy(options) => options.check(),
+            Workload::Job(options) => options.check(),
+            Workload::Namespace(options) => options.check(),
+            Workload::Schedule(options) => options.check(),
             Workload::Restart(options) => options.check(),
             Workload::Idle(options) => options.check(&self.output.pids),
         }
@@ -98,6 +115,10 @@ mod tests {
         assert_eq!(
             message("rkube-bench restart --kubeconfig f --repeat 0 -- rkube server"),
             "--repeat 0 would measure nothing"
+        );
+        assert_eq!(
+            message("rkube-bench schedule --kubeconfig f --shape anti-affinity --nodes 10 --pods 10"),
+            "12 pods that keep apart do not fit on 10 nodes"
         );
         assert_eq!(
             message("rkube-bench list --kubeconfig f --resource leases"),

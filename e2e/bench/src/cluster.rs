@@ -13,7 +13,7 @@ use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use futures_util::StreamExt;
 use http::{HeaderValue, Method, Request, Response};
-use rkube_api::k8s::core::v1::Namespace;
+use rkube_api::k8s::core::v1::{Namespace, ServiceAccount};
 use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::random::{self, SharedRandom, SystemRandom};
 use rkube_client::transport::{ClientError, SharedTransport, Transport, WatchEvent};
@@ -31,6 +31,8 @@ use crate::kubeconfig::Kubeconfig;
 
 /// How long a namespace may take to go. Deleting much of it is work for the server's controllers.
 const NAMESPACE_GONE_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long the server's controllers may take to make a namespace's default service account.
+const SERVICE_ACCOUNT_TIMEOUT: Duration = Duration::from_secs(60);
 /// More than a benchmark of one machine needs, less than its ports.
 const CONNECTIONS_MAX: usize = 20_000;
 
@@ -131,6 +133,11 @@ impl Cluster {
         &self.connections[index % self.connections.len()]
     }
 
+    /// Whether what a run made is to stay.
+    pub(crate) fn keeps(&self) -> bool {
+        self.keep
+    }
+
     pub(crate) fn connections(&self) -> usize {
         self.connections.len()
     }
@@ -174,6 +181,25 @@ impl Cluster {
         let value = result?;
         cleaned?;
         Ok(value)
+    }
+
+    /// Waits until a new namespace has the service account that pods need.
+    pub(crate) async fn ready_for_pods(&self, namespace: &str) -> Result<()> {
+        let accounts = self.client(0).namespaced::<ServiceAccount>(namespace);
+        let mut params = ListParams::fields("metadata.name=default");
+        let list = accounts.dynamic().list(&params).await.context("looking for the default service account")?;
+        if !list.items.is_empty() {
+            return Ok(());
+        }
+        params.resource_version = list.resource_version;
+        let timeout = u32::try_from(SERVICE_ACCOUNT_TIMEOUT.as_secs()).unwrap_or(u32::MAX);
+        let mut changes = accounts.dynamic().watch(&params, timeout).await.context("watching service accounts")?;
+        while let Some(event) = changes.next().await {
+            if matches!(event.context("watching service accounts")?, WatchEvent::Added(_)) {
+                return Ok(());
+            }
+        }
+        bail!("namespace {namespace} had no default service account after {timeout} s")
     }
 
     /// Deletes a namespace and waits until it is gone.

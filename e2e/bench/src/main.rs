@@ -7,10 +7,12 @@ mod arguments;
 mod cluster;
 mod kubeconfig;
 mod load;
+mod nodes;
 mod process;
 mod progress;
 mod report;
 mod stats;
+mod track;
 mod workloads;
 
 use std::io::Write;

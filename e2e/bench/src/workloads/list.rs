@@ -56,6 +56,9 @@ pub(crate) async fn run(options: &Options, bench: &Bench) -> Result<Report> {
             Resource::ConfigMaps => format!("{path}/configmaps"),
         };
         let is_pod = *resource == Resource::Pods;
+        if is_pod {
+            bench.cluster.ready_for_pods(namespace).await?;
+        }
         let body = move |index| {
             let name = format!("o-{index:09}");
             if is_pod { pod(&name, bytes) } else { config_map(&name, bytes) }

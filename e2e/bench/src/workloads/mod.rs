@@ -1,23 +1,30 @@
 //! The workloads, and what they share: the connections, the server's processes, objects of a given size.
 
 pub(crate) mod create;
+pub(crate) mod deploy;
+pub(crate) mod fake_nodes;
 pub(crate) mod get;
 pub(crate) mod idle;
 pub(crate) mod informers;
+pub(crate) mod job;
 pub(crate) mod list;
+pub(crate) mod namespace;
 pub(crate) mod restart;
+pub(crate) mod schedule;
 pub(crate) mod watch;
 
 use anyhow::{Context, Result, ensure};
+use clap::Args;
 use http::Method;
 use rkube_apimachinery::clock::{SharedClock, SystemClock};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::arguments::{Arguments, Output, Workload};
-use crate::cluster::{Cluster, Target};
+use crate::cluster::{Cluster, Target, interruptible};
 use crate::load::{self, Plan};
+use crate::nodes::{Behaviour, FakeNodes, Shape};
 use crate::process::Usage;
-use crate::progress::Progress;
+use crate::progress::{Progress, Ticker};
 use crate::report::Report;
 
 /// Leaves room for the rest of the object under the 1.5 MiB that storage takes.
@@ -35,6 +42,16 @@ pub(crate) async fn run(arguments: Arguments) -> Result<Option<Report>> {
         Workload::Watch(options) => watch::run(&options, &Bench::connect(&options.target, &output).await?).await,
         Workload::Informers(options) => {
             informers::run(&options, &Bench::connect(&options.target, &output).await?).await
+        }
+        Workload::Deploy(options) => deploy::run(&options, &Bench::connect(&options.target, &output).await?).await,
+        Workload::Job(options) => job::run(&options, &Bench::connect(&options.target, &output).await?).await,
+        Workload::Namespace(options) => {
+            namespace::run(&options, &Bench::connect(&options.target, &output).await?).await
+        }
+        Workload::Schedule(options) => schedule::run(&options, &Bench::connect(&options.target, &output).await?).await,
+        Workload::FakeNodes(options) => {
+            fake_nodes::run(&options, &Bench::connect(&options.target, &output).await?).await?;
+            return Ok(None);
         }
         Workload::Restart(options) => restart::run(&options, &output, SystemClock::shared()).await,
         Workload::Idle(options) => idle::run(&options, &output, &SystemClock::shared()).await,
@@ -99,6 +116,63 @@ impl Bench {
         errors.fail_if_nothing(0, what)?;
         ensure!(errors.total() == 0, "{} of {count} {what} were not created", errors.total());
         Ok(())
+    }
+}
+
+/// Fake nodes for a workload that needs some, and pods that run only there.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Playground {
+    /// Fake nodes to play; 0 when `rkube-bench fake-nodes` runs already
+    #[arg(long, default_value_t = 50, value_name = "N")]
+    pub(crate) nodes: usize,
+    #[command(flatten)]
+    pub(crate) shape: Shape,
+}
+
+impl Playground {
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.nodes == 0 { Ok(()) } else { self.shape.check(self.nodes) }
+    }
+
+    /// The spec of a pod with one container, for fake nodes only.
+    pub(crate) fn pod_spec(&self, cpu: &str) -> Value {
+        json!({
+            "nodeSelector": {"type": "rkube-bench"},
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{
+                "name": "c", "image": "registry.example/none:1", "resources": {"requests": {"cpu": cpu}},
+            }],
+        })
+    }
+
+    /// Runs `work` in a namespace of its own while the nodes live.
+    pub(crate) async fn play<T>(&self, bench: &Bench, work: impl AsyncFnOnce(&str) -> Result<T>) -> Result<T> {
+        self.play_with(bench, Some(&Behaviour::default()), work).await
+    }
+
+    /// As `play`; nodes without behaviour leave pods alone.
+    pub(crate) async fn play_with<T>(
+        &self,
+        bench: &Bench,
+        behaviour: Option<&Behaviour>,
+        work: impl AsyncFnOnce(&str) -> Result<T>,
+    ) -> Result<T> {
+        let work = async |namespace: &str| {
+            bench.cluster.ready_for_pods(namespace).await?;
+            work(namespace).await
+        };
+        if self.nodes == 0 {
+            return bench.cluster.in_namespace(work).await;
+        }
+        // Names of this run's own: somebody may be playing nodes already.
+        let shape = Shape { node_prefix: bench.cluster.random_name(&self.shape.node_prefix), ..self.shape.clone() };
+        let nodes = FakeNodes::start(&bench.cluster, &shape, self.nodes, behaviour, Ticker::default());
+        let nodes = interruptible(nodes).await?;
+        let result = bench.cluster.in_namespace(work).await;
+        let stopped = nodes.stop(bench.cluster.keeps()).await;
+        let value = result?;
+        stopped?;
+        Ok(value)
     }
 }
 

@@ -4,5 +4,4 @@ mod flow;
 mod oracle;
 mod preemption;
 mod settings;
-mod speed;
 mod volumes;
