@@ -460,6 +460,12 @@ fn pax(bytes: &[u8]) -> Vec<(String, String)> {
         .collect()
 }
 
+/// Makes an image of files and an entry point, for this build's processor, as an archive that
+/// [`containerd`](crate::containerd) imports.
+pub fn image(name: &str, files: &[(&str, u32, &[u8])], entrypoint: &[&str]) -> Result<Vec<u8>, ArchiveError> {
+    build(name, crate::pause::ARCHITECTURE, files, entrypoint)
+}
+
 /// An OCI layout with one image of one layer, as a tar file.
 pub(crate) fn build(
     image: &str,

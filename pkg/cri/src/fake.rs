@@ -9,7 +9,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
 use parking_lot::Mutex;
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 use tokio_stream::wrappers::BroadcastStream;
 
 use crate::calls::{image_calls, runtime_calls};
@@ -39,8 +39,17 @@ struct State {
     images: BTreeMap<String, Image>,
     calls: Vec<String>,
     failures: BTreeMap<&'static str, VecDeque<RuntimeError>>,
+    crash: Option<Crash>,
     exec: Option<Exec>,
     changed: Vec<String>,
+}
+
+/// When the caller dies.
+struct Crash {
+    calls_left: usize,
+    /// Whether the call it dies in still takes effect.
+    acts: bool,
+    reached: Arc<Notify>,
 }
 
 struct FakeContainer {
@@ -97,6 +106,42 @@ impl FakeRuntime {
         });
     }
 
+    /// Lets so many calls that change something be answered, and the one after never, whether or not it takes
+    /// effect: as for a caller that dies in it. Gives what tells when that is reached. Later calls are not
+    /// answered either, until [`FakeRuntime::answer_again`].
+    pub fn crash_after(&self, calls: usize, acts: bool) -> Arc<Notify> {
+        let reached = Arc::<Notify>::default();
+        self.state.lock().crash = Some(Crash { calls_left: calls, acts, reached: reached.clone() });
+        reached
+    }
+
+    pub fn answer_again(&self) {
+        self.state.lock().crash = None;
+    }
+
+    /// Waits until the inventory is as wanted.
+    pub async fn wait_until(&self, holds: impl Fn(&[String]) -> bool) {
+        let mut events = self.events.subscribe();
+        while !holds(&self.inventory()) {
+            // Events that were missed say no more than that something happened.
+            let _ = events.recv().await;
+        }
+    }
+
+    /// Sandboxes and containers there are: `s1 ready`, `c2 a exited`.
+    pub fn inventory(&self) -> Vec<String> {
+        let state = self.state.lock();
+        let sandboxes = state.sandboxes.iter().map(|(id, sandbox)| {
+            let ready = sandbox.state == PodSandboxState::SandboxReady as i32;
+            format!("{id} {}", if ready { "ready" } else { "not ready" })
+        });
+        let containers = state.containers.iter().map(|(id, held)| {
+            let name = held.config.metadata.as_ref().map(|metadata| metadata.name.as_str()).unwrap_or_default();
+            format!("{id} {name} {}", held.status.state().as_str_name().trim_start_matches("CONTAINER_").to_lowercase())
+        });
+        sandboxes.chain(containers).collect()
+    }
+
     /// Answers exec_sync.
     pub fn on_exec(&self, exec: impl FnMut(&ExecSyncRequest) -> ExecSyncResponse + Send + 'static) {
         self.state.lock().exec = Some(Box::new(exec));
@@ -138,8 +183,12 @@ macro_rules! fake_runtime {
     ($($(#[$doc:meta])* $name:ident($request:ident) -> $response:ident within $limit:ident;)*) => {
         impl RuntimeService for FakeRuntime {
             $(fn $name(&self, request: $request) -> BoxFuture<'_, Result<$response, RuntimeError>> {
+                let (acts, answers) = self.state.lock().gate(stringify!($name));
+                if !acts {
+                    return std::future::pending().boxed();
+                }
                 let answer = self.change(|state| state.fails(stringify!($name)).and_then(|()| state.$name(request)));
-                std::future::ready(answer).boxed()
+                if answers { std::future::ready(answer).boxed() } else { std::future::pending().boxed() }
             })*
 
             fn events(&self) -> BoxFuture<'_, Result<EventStream, RuntimeError>> {
@@ -178,7 +227,23 @@ fn matches(
     wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
+/// Calls that only ask.
+fn asks(call: &str) -> bool {
+    call.starts_with("list_") || call.ends_with("status") || matches!(call, "version" | "status" | "exec_sync")
+}
+
 impl State {
+    /// Whether a call takes effect, and whether it is answered.
+    fn gate(&mut self, call: &str) -> (bool, bool) {
+        let Some(crash) = self.crash.as_mut().filter(|_| !asks(call)) else { return (true, true) };
+        if crash.calls_left > 0 {
+            crash.calls_left -= 1;
+            return (true, true);
+        }
+        crash.reached.notify_one();
+        (std::mem::take(&mut crash.acts), false)
+    }
+
     fn fails(&mut self, call: &'static str) -> Result<(), RuntimeError> {
         match self.failures.get_mut(call).and_then(VecDeque::pop_front) {
             Some(error) => {

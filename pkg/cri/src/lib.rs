@@ -17,6 +17,7 @@ pub mod pause;
 pub mod remote;
 pub mod service;
 
+pub use archive::{ArchiveError, image as image_archive};
 pub use error::{Code, RuntimeError};
 pub use remote::Remote;
 pub use service::{EventStream, ImageService, RuntimeService};

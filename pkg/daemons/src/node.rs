@@ -182,6 +182,7 @@ fn kubelet_config(
         container_logs_root: config.pod_logs_dir.with_file_name("containers"),
         manifests_dir: Some(agent_folder.join("pods")),
         images_dir: Some(agent_folder.join("images")),
+        cni_conf_dir: Some(config.cni_conf_dir.clone()),
         cluster_dns: vec![cluster.dns.to_string()],
         cluster_domain: cluster.domain.clone(),
         resolv_conf: config.resolv_conf.clone(),

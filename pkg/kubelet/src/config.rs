@@ -33,6 +33,8 @@ pub struct KubeletConfig {
     pub manifests_dir: Option<PathBuf>,
     /// Archives that are imported, `agent/images`.
     pub images_dir: Option<PathBuf>,
+    /// Where the runtime reads network configurations, which is watched while the node waits for one.
+    pub cni_conf_dir: Option<PathBuf>,
     pub cluster_dns: Vec<String>,
     pub cluster_domain: String,
     pub resolv_conf: PathBuf,
@@ -74,6 +76,7 @@ impl KubeletConfig {
             container_logs_root: "/var/log/containers".into(),
             manifests_dir: None,
             images_dir: None,
+            cni_conf_dir: None,
             cluster_dns: vec![],
             cluster_domain: "cluster.local".to_owned(),
             resolv_conf: "/etc/resolv.conf".into(),

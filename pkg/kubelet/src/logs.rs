@@ -322,8 +322,7 @@ mod tests {
         };
         tokio::select! {
             result = reading => panic!("the follower left: {result:?}"),
-            () = check => {}
-            () = tokio::time::sleep(Duration::from_secs(10)) => panic!("no line after rotation"),
+            checked = tokio::time::timeout(Duration::from_secs(60), check) => checked.expect("a line after rotation"),
         }
     }
 }

@@ -63,11 +63,13 @@ pub struct Pleg {
     notify: Notify,
     /// By the monotonic clock; `None` before the first list.
     last_relist: watch::Sender<Option<Duration>>,
+    /// Whether the last list was answered.
+    reachable: watch::Sender<bool>,
 }
 
 impl Pleg {
     pub fn new(runtime: Arc<Runtime>, cache: Arc<PodCache>, notify: Notify) -> Self {
-        Self { runtime, cache, notify, last_relist: watch::channel(None).0 }
+        Self { runtime, cache, notify, last_relist: watch::channel(None).0, reachable: watch::channel(false).0 }
     }
 
     /// Waits until the first list is done, which is when absence from the cache means absence.
@@ -79,6 +81,11 @@ impl Pleg {
 
     pub fn is_synced(&self) -> bool {
         self.last_relist.borrow().is_some()
+    }
+
+    /// Tells when the runtime comes and goes.
+    pub fn reachable(&self) -> watch::Receiver<bool> {
+        self.reachable.subscribe()
     }
 
     /// Upstream's message when it is not.
@@ -106,7 +113,10 @@ impl Pleg {
                 // Subscribed before listing, so that nothing falls between the two.
                 events = self.runtime.service.events().await.ok();
             }
-            match self.relist(&mut known, &mut unseen).await {
+            let listed = self.relist(&mut known, &mut unseen).await;
+            let answered = listed.is_ok();
+            self.reachable.send_if_modified(|reachable| std::mem::replace(reachable, answered) != answered);
+            match listed {
                 Ok(()) => {
                     self.last_relist.send_replace(Some(self.runtime.clock.monotonic()));
                 }
@@ -125,7 +135,10 @@ impl Pleg {
                     None => {
                         events = None;
                         // A runtime that just went away is not asked in a tight loop.
-                        self.runtime.clock.sleep(RELIST_WITHOUT_EVENTS).await;
+                        tokio::select! {
+                            () = shutdown.cancelled() => return,
+                            () = self.runtime.clock.sleep(RELIST_WITHOUT_EVENTS) => {}
+                        }
                     }
                 },
             }

@@ -4,10 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use futures_util::StreamExt;
-use inotify::{Inotify, WatchMask};
 use rkube_api::Kind;
 use rkube_api::k8s::core::v1::{Container, Node, Pod, Toleration};
 use rkube_api::meta::pkg::apis::meta::v1::OwnerReference;
@@ -15,7 +12,6 @@ use rkube_client::Client;
 use rkube_client::api::DeleteOptions;
 use rkube_client::transport::ClientError;
 use sha2::{Digest, Sha256};
-use tokio::sync::Notify;
 
 use crate::pod::{HASH_ANNOTATION, MIRROR_ANNOTATION, PodExt, SOURCE_ANNOTATION};
 
@@ -138,20 +134,6 @@ fn refuse_references(spec: &rkube_api::k8s::core::v1::PodSpec) -> Result<(), Man
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Notifies `changed` whenever something in the folder changes.
-pub async fn watch(folder: PathBuf, changed: Arc<Notify>) -> std::io::Result<()> {
-    std::fs::create_dir_all(&folder)?;
-    let inotify = Inotify::init()?;
-    let mask = WatchMask::CLOSE_WRITE | WatchMask::MOVE | WatchMask::DELETE | WatchMask::CREATE;
-    inotify.watches().add(&folder, mask)?;
-    let mut events = inotify.into_event_stream([0; 4096])?;
-    while let Some(event) = events.next().await {
-        event?;
-        changed.notify_one();
-    }
-    Ok(())
 }
 
 /// Shows a static pod at the API server. It is read-only there: what is changed in the mirror changes

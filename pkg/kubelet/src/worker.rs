@@ -25,7 +25,7 @@ pub enum Input {
     /// The API object has a deletion timestamp.
     Deleted { grace_seconds: i64 },
     /// The object is gone, or the pod is not this node's any more.
-    Removed,
+    Removed { grace_seconds: Option<i64> },
     /// The kubelet itself ends the pod.
     Evicted { verdict: Verdict, grace_seconds: Option<i64> },
     /// A sync found that no container will run any more.
@@ -80,9 +80,9 @@ impl Lifecycle {
     pub fn apply(&mut self, input: Input) -> bool {
         match input {
             Input::Deleted { grace_seconds } => self.terminate(Some(grace_seconds.max(1))),
-            Input::Removed => {
+            Input::Removed { grace_seconds } => {
                 self.removed = true;
-                self.terminate(None)
+                self.terminate(grace_seconds)
             }
             Input::Evicted { verdict, grace_seconds } => {
                 // The first reason is the one that is true.
@@ -180,7 +180,11 @@ mod tests {
         check(vec![Deleted { grace_seconds: 30 }, Deleted { grace_seconds: 0 }], "stop(30)! stop(1)!");
         check(vec![Deleted { grace_seconds: 5 }, Deleted { grace_seconds: 30 }], "stop(5)! stop(5)");
         check(vec![evicted("Evicted"), evicted("DeadlineExceeded"), Stopped], "stop(0)! stop(0) clean Evicted");
-        check(vec![Removed, Stopped, Removed, CleanedUp, Removed], "stop! clean clean nothing nothing");
+        // The file of a static pod went.
+        let removed = || Removed { grace_seconds: None };
+        check(vec![removed(), Stopped, removed(), CleanedUp, removed()], "stop! clean clean nothing nothing");
+        // kubectl delete, then the object is forced out of the API.
+        check(vec![Deleted { grace_seconds: 30 }, Removed { grace_seconds: Some(1) }], "stop(30)! stop(1)!");
         // A deletion that arrives when all is over changes nothing.
         check(vec![ContainersEnded, Stopped, CleanedUp, Deleted { grace_seconds: 30 }], "stop clean nothing nothing");
         check(vec![Stopped, CleanedUp], "sync sync");

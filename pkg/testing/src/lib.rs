@@ -1,1 +1,3 @@
 //! Builders, fakes and helpers for tests.
+
+pub mod containerd;

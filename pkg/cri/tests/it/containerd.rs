@@ -1,19 +1,20 @@
-//! Against a real containerd, whose socket the environment names in `RKUBE_CONTAINERD`.
+//! Against a real containerd.
 
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use rkube_cri::v1::*;
 use rkube_cri::{ImageService, Remote, RuntimeService, pause};
+use rkube_testing::containerd::{Containerd, remove_cgroups};
+
+/// Generous: the machine may be busy.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[tokio::test]
-#[allow(clippy::print_stderr, reason = "a test that did nothing says so")]
 async fn a_sandbox_runs_from_the_pause_image_we_make() {
-    let Some(socket) = std::env::var_os("RKUBE_CONTAINERD").and_then(|value| value.into_string().ok()) else {
-        eprintln!("RKUBE_CONTAINERD is not set: nothing tested");
-        return;
-    };
-    let runtime = Remote::new(&socket).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let containerd = Containerd::start(folder.path());
+    let runtime = Remote::new(containerd.socket().to_str().unwrap()).unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), pause::archive().unwrap()).unwrap();
     let names = runtime.containerd().import_for_cri(&runtime, file.path()).await.unwrap();
@@ -21,18 +22,22 @@ async fn a_sandbox_runs_from_the_pause_image_we_make() {
     assert!(!runtime.list_images(ListImagesRequest::default()).await.unwrap().images.is_empty());
 
     let mut events = runtime.events().await.unwrap();
+    let cgroup = format!("/rkube-cri-{}", std::process::id());
     let metadata =
         PodSandboxMetadata { name: "t".into(), uid: std::process::id().to_string(), namespace: "n".into(), attempt: 0 };
     let namespaces = NamespaceOption { network: NamespaceMode::Node.into(), ..NamespaceOption::default() };
     let context = LinuxSandboxSecurityContext { namespace_options: Some(namespaces), ..Default::default() };
-    let linux = LinuxPodSandboxConfig { security_context: Some(context), ..Default::default() };
+    let linux =
+        LinuxPodSandboxConfig { security_context: Some(context), cgroup_parent: cgroup.clone(), ..Default::default() };
     let config = PodSandboxConfig { metadata: Some(metadata), linux: Some(linux), ..Default::default() };
     let request = RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
     let pod_sandbox_id = runtime.run_pod_sandbox(request).await.unwrap().pod_sandbox_id;
-    let event = tokio::time::timeout(Duration::from_secs(10), events.next()).await.expect("an event of the sandbox");
+    let event = tokio::time::timeout(PATIENCE, events.next()).await.expect("an event of the sandbox");
     assert_eq!(event.unwrap().unwrap().id, pod_sandbox_id);
     runtime.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: pod_sandbox_id.clone() }).await.unwrap();
     runtime.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id }).await.unwrap();
+    drop(containerd);
+    remove_cgroups(&cgroup);
 }
 
 #[tokio::test]

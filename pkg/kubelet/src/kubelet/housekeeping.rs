@@ -1,4 +1,4 @@
-//! What the loop does itself: compares what should be with what is, and collects what is left over.
+//! Compares what should be with what is, and collects what is left over.
 //!
 //! Behaves as HandlePodCleanups in pkg/kubelet/kubelet_pods.go, v1.36.
 
@@ -17,7 +17,7 @@ use crate::pods::is_mirror_of;
 use crate::runtime::state::RuntimePod;
 use crate::static_pods;
 use crate::status::manager::PodLookup;
-use crate::worker::{Input, Phase};
+use crate::worker::Phase;
 
 /// Archives that appear while they are being copied are read once they were closed.
 const IMPORT_RETRY: Duration = Duration::from_secs(10);
@@ -63,12 +63,16 @@ impl Inner {
                 if worker.phase() == Phase::Finished {
                     self.forget(&worker.uid);
                 } else {
-                    worker.apply(Input::Removed);
+                    worker.remove();
                 }
             }
         }
         self.reconcile_mirrors();
         self.end_orphans();
+        if self.collected.lock().is_none() && self.sources.all_are_ready() {
+            // What the life before this one left.
+            self.garbage.notify_one();
+        }
     }
 
     /// The containers of a pod changed.
@@ -87,7 +91,7 @@ impl Inner {
         }
         // A successor of the same name may have waited for this.
         self.clone().reconcile_desired();
-        self.housekeep();
+        self.garbage.notify_one();
     }
 
     /// Nothing of the pod is left, nor wanted.
@@ -96,8 +100,8 @@ impl Inner {
             tracing::warn!(%uid, error = %chain(&error), "Directory of the pod was not removed");
         }
         self.workers.remove(uid);
-        // What it left in the runtime is collected with the next tick.
-        *self.collected.lock() = None;
+        // What it left in the runtime.
+        self.garbage.notify_one();
     }
 
     /// Pods in the runtime that nobody wants are stopped, once it is known what is wanted.
@@ -156,14 +160,30 @@ impl Inner {
         }
     }
 
-    /// Collects dead containers, directories and cgroups of pods that are gone.
-    pub(crate) fn housekeep(self: Arc<Self>) {
-        if !self.sources.all_are_ready() || !self.pleg.is_synced() {
-            return;
+    /// Collects what is left over whenever it is told to. One round at a time: two would remove the same things.
+    pub(crate) async fn collect_garbage(self: Arc<Self>) {
+        loop {
+            self.garbage.notified().await;
+            if !self.sources.all_are_ready() || !self.pleg.is_synced() {
+                continue;
+            }
+            *self.collected.lock() = Some(self.clock.monotonic());
+            self.objects.collect();
+            self.statuses.retain(|uid| self.is_wanted(uid));
+            let inner = self.clone();
+            // Unmounting may hang on a server that is away.
+            if tokio::task::spawn_blocking(move || inner.collect_folders()).await.is_err() {
+                tracing::error!("Collecting directories of gone pods panicked");
+            }
+            if let Err(error) = self.runtime.collect_garbage(|uid| self.is_wanted(uid)).await {
+                tracing::warn!(%error, "Dead containers were not collected");
+            }
+            crate::log_rotation::rotate(&self).await;
         }
-        *self.collected.lock() = Some(self.clock.monotonic());
-        self.objects.collect();
-        self.statuses.retain(|uid| self.pods.get(uid).is_some() || self.workers.get(uid).is_some());
+    }
+
+    /// Directories and cgroups of pods that are gone.
+    fn collect_folders(&self) {
         for uid in self.volumes.pods_on_disk() {
             if !self.is_wanted(&uid)
                 && self.cache.get(&uid).is_none_or(|pod| !pod.is_active())
@@ -184,21 +204,6 @@ impl Inner {
         if let Err(error) = self.cgroups.set_burstable_shares(pods.iter().map(|pod| &**pod)) {
             tracing::warn!(error = %chain(&error), "Share of burstable pods was not set");
         }
-        let inner = self.clone();
-        let work = async move {
-            let collected = inner
-                .runtime
-                .collect_garbage(
-                    |uid| inner.pods.get(uid).is_none() && inner.workers.get(uid).is_none(),
-                    |uid| inner.is_wanted(uid),
-                )
-                .await;
-            if let Err(error) = collected {
-                tracing::warn!(%error, "Dead containers were not collected");
-            }
-            crate::log_rotation::rotate(&inner).await;
-        };
-        task::spawn(info_span!("garbage"), self.tasks.track_future(work));
     }
 
     fn is_wanted(&self, uid: &PodUid) -> bool {
@@ -211,7 +216,7 @@ impl Inner {
         self.import_pause(&importer).await;
         let Some(folder) = self.config.images_dir.clone() else { return };
         let changed = Arc::new(tokio::sync::Notify::new());
-        let watch = static_pods::watch(folder.clone(), changed.clone());
+        let watch = crate::folder::watch(folder.clone(), changed.clone());
         let work = self.clone().import_folder_again(importer, folder.clone(), changed);
         tokio::select! {
             () = work => {}

@@ -108,6 +108,7 @@ pub struct Inner {
     facts: RwLock<Arc<NodeFacts>>,
     dns: RwLock<Arc<DnsSettings>>,
     pub(crate) wake: mpsc::Sender<Event>,
+    pub(crate) garbage: tokio::sync::Notify,
     /// When garbage was last collected, by the monotonic clock.
     collected: Mutex<Option<Duration>>,
     /// Images that came from files. No registry has them, so they are never collected.
@@ -231,6 +232,7 @@ impl Kubelet {
             facts,
             dns,
             wake,
+            garbage: tokio::sync::Notify::new(),
             collected: Mutex::default(),
             imported: Mutex::default(),
             tasks: TaskTracker::new(),
@@ -254,10 +256,11 @@ impl Kubelet {
         inner.make_directories()?;
         informers.start();
         let shutdown = inner.shutdown.clone();
-        let parts: [(&'static str, BoxFuture<'static, ()>); 6] = [
+        let parts: [(&'static str, BoxFuture<'static, ()>); 7] = [
             ("pleg", Box::pin(inner.pleg.clone().run(shutdown.clone()))),
             ("status", Box::pin(inner.statuses.clone().run(inner.clone(), shutdown.clone()))),
             ("node", Box::pin(inner.node.clone().run(inner.clone(), shutdown.clone()))),
+            ("garbage", Box::pin(inner.clone().collect_garbage())),
             ("images", Box::pin(inner.clone().import_images())),
             ("static-pods", Box::pin(inner.clone().watch_manifests())),
             ("eviction", Box::pin(crate::eviction::manager::run(inner.clone(), shutdown.clone()))),
@@ -315,7 +318,7 @@ impl Inner {
                     self.clone().reconcile_desired();
                     let last = *self.collected.lock();
                     if last.is_none_or(|last| self.clock.monotonic().saturating_sub(last) >= GARBAGE_PERIOD) {
-                        self.clone().housekeep();
+                        self.garbage.notify_one();
                     }
                     tick = self.clock.sleep(TICK);
                 }

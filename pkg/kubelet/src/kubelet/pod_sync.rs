@@ -340,6 +340,8 @@ impl Inner {
         let uid = pod.uid();
         if !worker.life.lock().is_removed() {
             self.report(worker, &pod, &self.current(&pod), true);
+            // Its last phase may have been withheld while containers could run.
+            self.statuses.touch(&uid);
         }
         let volumes = self.volumes.clone();
         let torn_down = {

@@ -106,7 +106,7 @@ impl Inner {
             return;
         };
         let changed = Arc::new(tokio::sync::Notify::new());
-        let watch = static_pods::watch(folder.clone(), changed.clone());
+        let watch = crate::folder::watch(folder.clone(), changed.clone());
         let work = async {
             loop {
                 self.read_manifests();

@@ -60,6 +60,18 @@ impl Worker {
     }
 }
 
+/// Upstream's least grace, for pods that nobody waits for.
+const GRACE_OF_GONE_SECONDS: i64 = 1;
+
+impl Worker {
+    /// Ends a pod that is not wanted here any more. An object leaves the API when its pod has stopped, or when
+    /// it is forced out; only the second reaches this, and then nobody grants the pod its grace period.
+    pub(crate) fn remove(&self) {
+        let grace_seconds = (!self.is_static).then_some(GRACE_OF_GONE_SECONDS);
+        self.apply(Input::Removed { grace_seconds });
+    }
+}
+
 #[derive(Default)]
 pub struct Workers(Mutex<HashMap<PodUid, Arc<Worker>>>);
 
@@ -139,7 +151,7 @@ impl Inner {
     /// Ends a pod whose object is gone, or that was found in the runtime without one.
     pub(crate) fn remove_worker_of(self: &Arc<Self>, pod: &Arc<Pod>) {
         let worker = self.workers.get(&pod.uid()).unwrap_or_else(|| self.start_worker(pod));
-        worker.apply(Input::Removed);
+        worker.remove();
     }
 
     fn start_worker(self: &Arc<Self>, pod: &Arc<Pod>) -> Arc<Worker> {

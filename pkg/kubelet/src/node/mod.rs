@@ -22,7 +22,7 @@ use rkube_client::transport::ClientError;
 use rkube_cri::v1::{
     ListImagesRequest, NetworkConfig, RuntimeConfig, StatusRequest, UpdateRuntimeConfigRequest, VersionRequest,
 };
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::KubeletConfig;
@@ -40,6 +40,9 @@ const LEASE_SECONDS: i32 = 40;
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 /// Registration is tried this soon again at first, and never more seldom than the status period.
 const REGISTER_RETRY: Duration = Duration::from_millis(100);
+/// While the network is not ready the runtime is asked this soon again at first, and never more seldom than the
+/// status period: it reads a new network configuration shortly after the event that tells us of it.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const IMAGES_MAX: usize = 50;
 /// Listing images is the dearest question of all.
 const IMAGES_PERIOD: Duration = Duration::from_secs(60);
@@ -83,6 +86,8 @@ pub struct NodeManager {
     written: Mutex<Option<(NodeStatus, Duration)>>,
     pod_cidr: Mutex<String>,
     observed: watch::Sender<bool>,
+    /// Something happened that the next look at the runtime or the next status should show.
+    changed: Arc<Notify>,
 }
 
 impl NodeManager {
@@ -110,6 +115,7 @@ impl NodeManager {
             written: Mutex::default(),
             pod_cidr: Mutex::default(),
             observed: watch::channel(false).0,
+            changed: Arc::default(),
         }
     }
 
@@ -150,7 +156,10 @@ impl NodeManager {
     }
 
     pub(crate) fn set_pressure(&self, pressure: Vec<&'static str>) {
-        self.health.write().pressure = pressure;
+        let before = std::mem::replace(&mut self.health.write().pressure, pressure.clone());
+        if before != pressure {
+            self.changed.notify_one();
+        }
     }
 
     /// The node's object as last seen.
@@ -172,7 +181,7 @@ impl NodeManager {
             self.register(inner).await;
             let lease = self.renew_leases();
             let status = self.update_statuses(inner);
-            tokio::join!(lease, status);
+            tokio::join!(lease, status, self.watch_network_configuration());
         };
         tokio::select! {
             () = run => {}
@@ -318,14 +327,29 @@ impl NodeManager {
     }
 
     async fn update_statuses(&self, inner: &Inner) {
+        let mut reachable = inner.pleg.reachable();
+        let mut look_again = LOOK_AGAIN;
         loop {
             if let Err(error) = self.write_status(inner).await {
                 tracing::warn!(node = self.name, error = %chain(&error), "Node status was not written");
             }
-            // Quick while the node is not ready: pods wait for it.
-            let ready = self.network_ready().is_ok();
-            self.clock.sleep(if ready { STATUS_PERIOD } else { Duration::from_secs(1) }).await;
+            let wait = if self.network_ready().is_ok() { STATUS_PERIOD } else { look_again };
+            let happened = tokio::select! {
+                () = self.clock.sleep(wait) => false,
+                () = self.changed.notified() => true,
+                // The sender lives as long as the kubelet.
+                _ = reachable.changed() => true,
+            };
+            look_again = if happened { LOOK_AGAIN } else { (look_again * 2).min(STATUS_PERIOD) };
             self.observe(inner).await;
+        }
+    }
+
+    /// Looks at the runtime when its network configuration changes: until there is one the node is not ready.
+    async fn watch_network_configuration(&self) {
+        let Some(folder) = self.config.cni_conf_dir.clone() else { return };
+        if let Err(error) = crate::folder::watch(folder.clone(), self.changed.clone()).await {
+            tracing::error!(path = %folder.display(), %error, "Folder of network configurations is not watched");
         }
     }
 

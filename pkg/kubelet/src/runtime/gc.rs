@@ -43,17 +43,13 @@ pub fn choose(dead: Vec<Dead>, is_gone: impl Fn(&PodUid) -> bool) -> Vec<String>
 }
 
 impl Runtime {
-    /// Collects. `is_gone`: the pod has ended here and its object is deleted. `is_known`: the pod is
-    /// still to run or its end is under way.
-    pub async fn collect_garbage(
-        &self,
-        is_gone: impl Fn(&PodUid) -> bool,
-        is_known: impl Fn(&PodUid) -> bool,
-    ) -> Result<(), RuntimeError> {
+    /// Collects. `is_known`: the pod is still to run, or its end is under way, or its object is there.
+    pub async fn collect_garbage(&self, is_known: impl Fn(&PodUid) -> bool) -> Result<(), RuntimeError> {
         let containers = self.service.list_containers(ListContainersRequest::default()).await?.containers;
         let dead = containers
             .iter()
-            .filter(|container| matches!(State::from_cri(container.state), State::Exited | State::Unknown));
+            // One that was made and never started is left by a kubelet that died in between.
+            .filter(|container| State::from_cri(container.state) != State::Running);
         let dead = dead.filter_map(|container| {
             Some(Dead {
                 id: container.id.clone(),
@@ -62,11 +58,13 @@ impl Runtime {
                 created_at: timestamp(container.created_at),
             })
         });
-        let chosen: HashSet<String> = choose(dead.collect(), is_gone).into_iter().collect();
+        let chosen: HashSet<String> = choose(dead.collect(), |uid| !is_known(uid)).into_iter().collect();
         for id in &chosen {
             let removed = self.service.remove_container(RemoveContainerRequest { container_id: id.clone() }).await;
             // One that the runtime cannot remove keeps nobody else's.
-            if let Err(error) = removed {
+            if let Err(error) = removed
+                && !error.is_not_found()
+            {
                 tracing::warn!(id, %error, "Dead container was not removed");
             }
         }
@@ -77,7 +75,8 @@ impl Runtime {
             .map(|container| container.pod_sandbox_id.as_str())
             .collect();
         self.collect_sandboxes(&used, &is_known).await?;
-        self.collect_logs(&containers, &is_known);
+        let left = containers.iter().filter(|container| !chosen.contains(&container.id));
+        self.collect_logs(&left.filter_map(|container| uid_of(&container.labels)).collect(), &is_known);
         Ok(())
     }
 
@@ -104,16 +103,16 @@ impl Runtime {
                 Ok(_) => self.service.remove_pod_sandbox(remove).await.map(drop),
                 Err(error) => Err(error),
             };
-            if let Err(error) = removed {
+            if let Err(error) = removed
+                && !error.is_not_found()
+            {
                 tracing::warn!(id = sandbox.id, %error, "Sandbox that is down was not removed");
             }
         }
         Ok(())
     }
 
-    fn collect_logs(&self, containers: &[rkube_cri::v1::Container], is_known: &impl Fn(&PodUid) -> bool) {
-        let with_containers: HashSet<PodUid> =
-            containers.iter().filter_map(|container| uid_of(&container.labels)).collect();
+    fn collect_logs(&self, with_containers: &HashSet<PodUid>, is_known: &impl Fn(&PodUid) -> bool) {
         for entry in std::fs::read_dir(&self.settings.logs_root).into_iter().flatten().flatten() {
             let name = entry.file_name();
             // `<namespace>_<name>_<uid>`: none of the three has an underscore.
@@ -123,7 +122,9 @@ impl Runtime {
             if is_known(&uid) || with_containers.contains(&uid) {
                 continue;
             }
-            if let Err(error) = std::fs::remove_dir_all(entry.path()) {
+            if let Err(error) = std::fs::remove_dir_all(entry.path())
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
                 tracing::warn!(path = %entry.path().display(), %error, "Log directory of a gone pod was not removed");
             }
         }

@@ -223,21 +223,20 @@ impl KubeletServer {
             .cloned()
             .collect();
         let key = pod.name();
+        let status = self.inner.statuses.get(&pod.uid()).unwrap_or_default();
+        let lists = [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
+        let status = lists.into_iter().flatten().flatten().find(|status| status.name == name);
         if previous {
-            let ended = instances.iter().skip_while(|container| container.state == State::Running);
-            return ended
-                .into_iter()
-                .next()
-                .cloned()
-                .ok_or_else(|| format!("previous terminated container {name:?} in pod {key:?} not found"));
+            let ended =
+                status.and_then(|status| status.last_state.as_ref()?.terminated.as_ref()?.container_id.as_deref());
+            let found =
+                ended.and_then(|id| instances.into_iter().find(|held| id.ends_with(&format!("://{}", held.id))));
+            return found.ok_or_else(|| format!("previous terminated container {name:?} in pod {key:?} not found"));
         }
         if let Some(newest) = instances.into_iter().next() {
             return Ok(newest);
         }
-        let status = self.inner.statuses.get(&pod.uid()).unwrap_or_default();
-        let all = status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
-        let waiting =
-            all.into_iter().find(|status| status.name == name).and_then(|status| status.state.clone()?.waiting);
+        let waiting = status.and_then(|status| status.state.clone()?.waiting);
         let reason = waiting.and_then(|waiting| waiting.reason).unwrap_or_else(|| "ContainerCreating".to_owned());
         if matches!(reason.as_str(), "ErrImagePull" | "ImagePullBackOff") {
             return Err(format!(

@@ -238,7 +238,7 @@ fn file_system_stats(inner: &Inner, path: &Path, used: Option<i64>) -> Value {
         "time": rkube_apimachinery::time::format(inner.clock.now()),
         "availableBytes": fs.available,
         "capacityBytes": fs.total,
-        "usedBytes": used.unwrap_or(fs.total - fs.available),
+        "usedBytes": used.unwrap_or(fs.total.saturating_sub(fs.available)),
         "inodesFree": fs.inodes_free,
         "inodes": fs.inodes,
         "inodesUsed": fs.inodes - fs.inodes_free,

@@ -130,13 +130,16 @@ impl StatusManager {
             held.get(uid).filter(|held| held.sent < held.version).map(|held| (held.status.clone(), held.version))
         };
         if let Some((status, version)) = pending {
-            match self.write(&pod, &status, lookup.could_have_running_containers(uid)).await {
+            let may_run = lookup.could_have_running_containers(uid);
+            match self.write(&pod, &status, may_run).await {
                 Ok(()) => {}
                 // Somebody removed it, or another pod took its name.
                 Err(error) if error.is_not_found() => return Ok(()),
                 Err(error) => return Err(error),
             }
-            if let Some(held) = self.held.lock().get_mut(uid) {
+            // A phase that was withheld is owed: the worker touches the pod when its containers are stopped.
+            let owes_phase = may_run && is_terminal_phase(status.phase.as_deref().unwrap_or_default());
+            if !owes_phase && let Some(held) = self.held.lock().get_mut(uid) {
                 held.sent = held.sent.max(version);
             }
         }
@@ -172,6 +175,11 @@ impl StatusManager {
     /// Deletes the API object of a pod that was to be deleted and of which nothing is left here.
     async fn finish_deletion(&self, uid: &PodUid, pod: &Pod, lookup: &dyn PodLookup) -> Result<(), ClientError> {
         if !pod.is_terminating() || pod.is_mirror() || !lookup.is_finished(uid) {
+            return Ok(());
+        }
+        // Told already: it goes with its last finalizer.
+        let has_finalizers = pod.metadata.finalizers.as_ref().is_some_and(|finalizers| !finalizers.is_empty());
+        if has_finalizers && pod.metadata.deletion_grace_period_seconds == Some(0) {
             return Ok(());
         }
         let options = DeleteOptions {

@@ -1,5 +1,6 @@
 //! A node whose runtime and server are in memory and whose folders are temporary.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,82 +13,141 @@ use rkube_client::fake::FakeApi;
 use rkube_cri::fake::FakeRuntime;
 use rkube_kubelet::volumes::mounter::FakeMounter;
 use rkube_kubelet::{Dependencies, Kubelet, KubeletConfig};
+use tokio::runtime::Runtime as Executor;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Generous: the machine may be busy. What is awaited comes by events, not by this.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One life of a kubelet, on threads of its own so that it can be ended anywhere.
+pub(crate) struct Life {
+    stop: CancellationToken,
+    running: JoinHandle<()>,
+    executor: Option<Executor>,
+}
+
+impl Life {
+    /// `dependencies` runs on the kubelet's own threads, where its connections live.
+    pub(crate) fn start(config: KubeletConfig, dependencies: impl FnOnce() -> Dependencies + Send + 'static) -> Self {
+        let executor = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let stop = CancellationToken::new();
+        let token = stop.clone();
+        let entered = executor.enter();
+        let running = task::spawn(tracing::info_span!("kubelet"), async move {
+            Kubelet::new(config, dependencies(), token).run(|| {}).await.unwrap();
+        });
+        drop(entered);
+        Self { stop, running, executor: Some(executor) }
+    }
+
+    /// Ends it as a restart does.
+    pub(crate) async fn stop(mut self) {
+        self.stop.cancel();
+        tokio::time::timeout(PATIENCE, &mut self.running).await.expect("the kubelet stops").unwrap();
+        self.end().await;
+    }
+
+    /// Ends it where it stands, as kill -9 does.
+    pub(crate) async fn kill(mut self) {
+        self.end().await;
+    }
+
+    async fn end(&mut self) {
+        let executor = self.executor.take().unwrap();
+        tokio::task::spawn_blocking(move || executor.shutdown_timeout(PATIENCE)).await.unwrap();
+    }
+}
+
+impl Drop for Life {
+    /// A test that failed does not wait.
+    fn drop(&mut self) {
+        if let Some(executor) = self.executor.take() {
+            executor.shutdown_background();
+        }
+    }
+}
+
+pub(crate) fn config(root: &Path) -> KubeletConfig {
+    let mut config = KubeletConfig::new("n1", vec!["192.0.2.1".to_owned()], "v1.36.2");
+    config.root_dir = root.join("kubelet");
+    config.logs_root = root.join("pods");
+    config.container_logs_root = root.join("containers");
+    config.cgroup_mount = root.join("cgroup");
+    // The machine's own figures must not decide a test.
+    config.eviction.memory_available = 0;
+    config.eviction.nodefs_available_percent = 0;
+    config.eviction.nodefs_inodes_free_percent = 0;
+    config
+}
 
 pub(crate) struct Node {
     pub(crate) api: FakeApi,
     pub(crate) client: Client,
     pub(crate) runtime: FakeRuntime,
     folder: tempfile::TempDir,
-    running: Option<(CancellationToken, JoinHandle<()>)>,
+    life: Option<Life>,
 }
 
 impl Node {
     /// A node with the image `i`, its kubelet running.
     pub(crate) fn start() -> Self {
         let clock = SystemClock::shared();
-        let api = FakeApi::new(clock.clone());
-        api.keep_terminating_pods();
-        let client = Client::new(api.connect(), clock.clone(), Arc::new(SystemRandom));
+        let (api, client) = server();
         let runtime = FakeRuntime::new().at(i64::try_from(clock.now().as_nanosecond()).unwrap()).with_image("i:1");
-        let mut node = Self { api, client, runtime, folder: tempfile::tempdir().unwrap(), running: None };
+        let mut node = Self { api, client, runtime, folder: tempfile::tempdir().unwrap(), life: None };
         node.start_kubelet();
         node
     }
 
     pub(crate) fn start_kubelet(&mut self) {
-        let root = self.folder.path();
-        let mut config = KubeletConfig::new("n1", vec!["192.0.2.1".to_owned()], "v1.36.2");
-        config.root_dir = root.join("kubelet");
-        config.logs_root = root.join("pods");
-        config.container_logs_root = root.join("containers");
-        config.cgroup_mount = root.join("cgroup");
-        // The machine's own figures must not decide a test.
-        config.eviction.memory_available = 0;
-        config.eviction.nodefs_available_percent = 0;
-        config.eviction.nodefs_inodes_free_percent = 0;
-        let clock = SystemClock::shared();
-        let dependencies = Dependencies {
-            client: self.client.clone(),
-            clock,
-            runtime: Arc::new(self.runtime.clone()),
-            images: Arc::new(self.runtime.clone()),
+        let (client, runtime) = (self.client.clone(), self.runtime.clone());
+        self.life = Some(Life::start(config(self.folder.path()), move || Dependencies {
+            client,
+            clock: SystemClock::shared(),
+            runtime: Arc::new(runtime.clone()),
+            images: Arc::new(runtime),
             mounter: Arc::new(FakeMounter::default()),
             importer: None,
-        };
-        let stop = CancellationToken::new();
-        let kubelet = Kubelet::new(config, dependencies, stop.clone());
-        let running = task::spawn(tracing::info_span!("kubelet"), async move {
-            kubelet.run(|| {}).await.unwrap();
-        });
-        self.running = Some((stop, running));
+        }));
     }
 
-    /// Ends the kubelet as a restart does.
+    pub(crate) async fn kill_kubelet(&mut self) {
+        self.life.take().unwrap().kill().await;
+    }
+
     pub(crate) async fn stop_kubelet(&mut self) {
-        let (stop, running) = self.running.take().unwrap();
-        stop.cancel();
-        tokio::time::timeout(PATIENCE, running).await.expect("the kubelet stops").unwrap();
+        self.life.take().unwrap().stop().await;
     }
 
     pub(crate) async fn wait(&self, what: &str, holds: impl Fn(&FakeApi) -> bool) {
-        let waited = tokio::time::timeout(PATIENCE, self.api.wait_until(holds)).await;
-        assert!(waited.is_ok(), "waiting for {what}; pods: {:?}", self.pods());
+        wait(&self.api, what, holds).await;
     }
 
-    /// `name phase container=state` of every pod.
-    pub(crate) fn pods(&self) -> Vec<String> {
-        self.api.list::<Pod>("").iter().map(|pod| describe(pod)).collect()
-    }
-
-    /// Waits until the only pod is described so.
     pub(crate) async fn wait_for_pod(&self, description: &str) {
-        self.wait(description, |api| api.list::<Pod>("").iter().any(|pod| describe(pod) == description)).await;
+        wait_for_pod(&self.api, description).await;
     }
+}
+
+/// A server in memory that leaves pods to be deleted to the kubelet.
+pub(crate) fn server() -> (FakeApi, Client) {
+    let clock = SystemClock::shared();
+    let api = FakeApi::new(clock.clone());
+    api.keep_terminating_pods();
+    let client = Client::new(api.connect(), clock, Arc::new(SystemRandom));
+    (api, client)
+}
+
+pub(crate) async fn wait(api: &FakeApi, what: &str, holds: impl Fn(&FakeApi) -> bool) {
+    let waited = tokio::time::timeout(PATIENCE, api.wait_until(holds)).await;
+    // `name phase container=state` of every pod.
+    let pods: Vec<String> = api.list::<Pod>("").iter().map(|pod| describe(pod)).collect();
+    assert!(waited.is_ok(), "waiting for {what}; pods: {pods:?}");
+}
+
+/// Waits until a pod is described so.
+pub(crate) async fn wait_for_pod(api: &FakeApi, description: &str) {
+    wait(api, description, |api| api.list::<Pod>("").iter().any(|pod| describe(pod) == description)).await;
 }
 
 fn describe(pod: &Pod) -> String {

@@ -1,5 +1,7 @@
-//! The kubelet between the in-memory API server and the in-memory runtime.
+//! The kubelet between the in-memory API server and a runtime: the one in memory, or containerd.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod containerd;
+mod crash;
 mod harness;
 mod lifecycle;
