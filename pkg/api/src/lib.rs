@@ -8,6 +8,7 @@ pub mod draft;
 mod generated;
 pub mod kind;
 mod kinds;
+pub mod node_affinity;
 pub mod object;
 pub mod pod_references;
 pub mod pod_resources;

@@ -15,6 +15,7 @@ mod bootstrap;
 mod certificate_cleaner;
 mod certificates;
 mod clusterrole_aggregation;
+mod daemonset;
 mod deployment;
 mod disruption;
 mod endpoints;

@@ -16,6 +16,7 @@ pub fn descriptors() -> &'static [Descriptor] {
         crate::certificate_cleaner::CSR_CLEANER,
         crate::certificates::SIGNER,
         crate::clusterrole_aggregation::CLUSTERROLE_AGGREGATION,
+        crate::daemonset::DAEMONSET,
         crate::deployment::DEPLOYMENT,
         crate::disruption::DISRUPTION,
         crate::endpoints::ENDPOINTS,

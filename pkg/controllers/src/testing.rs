@@ -153,7 +153,10 @@ impl World {
                 self.api.edit::<Pod>(namespace, name, |pod| end_pod(pod, phase, exit_code, self.now()));
                 changed = true;
             } else if matches!(phase, "" | "Pending") {
-                self.api.edit::<Pod>(namespace, name, |pod| run_pod(pod, "node-1", self.now()));
+                self.api.edit::<Pod>(namespace, name, |pod| {
+                    let node = crate::daemonset::target_node(pod).unwrap_or("node-1").to_owned();
+                    run_pod(pod, &node, self.now());
+                });
                 changed = true;
             }
         }

@@ -20,7 +20,6 @@ use serde_json::{Value, json};
 use super::errors::ignore_not_found;
 use super::hash;
 
-pub(crate) const HASH_LABEL: &str = "controller.kubernetes.io/hash";
 /// A name leaves room for a dash and a hash.
 const PREFIX_MAX: usize = 223;
 /// Hashes tried for one template before giving up until the next sync.
@@ -53,8 +52,15 @@ pub(crate) fn name_of(revision: &ControllerRevision) -> &str {
     revision.metadata.name.as_deref().unwrap_or_default()
 }
 
+/// Whether the revision stores this template.
+pub(crate) fn stores(revision: &ControllerRevision, template: &PodTemplateSpec) -> bool {
+    revision.data.as_ref().is_some_and(|stored| stored.0 == patch_of(template))
+}
+
 /// Makes and finds the revisions of one owner.
 pub(crate) struct History<'a, O> {
+    /// What the owner's kind calls the hash in a revision's labels.
+    pub(crate) hash_label: &'static str,
     pub(crate) client: &'a Client,
     pub(crate) owner: &'a O,
     pub(crate) template: &'a PodTemplateSpec,
@@ -74,7 +80,7 @@ impl<O: Kind> History<'_, O> {
         let prefix = name.get(..PREFIX_MAX).unwrap_or(name);
         let labels = self.template.metadata.as_ref().and_then(|metadata| metadata.labels.clone());
         let mut labels = labels.unwrap_or_default();
-        labels.insert(HASH_LABEL.to_owned(), hash.clone());
+        labels.insert(self.hash_label.to_owned(), hash.clone());
         ControllerRevision {
             metadata: ObjectMeta {
                 name: Some(format!("{prefix}-{hash}")),
@@ -97,8 +103,7 @@ impl<O: Kind> History<'_, O> {
         collisions: i32,
     ) -> Result<(Arc<ControllerRevision>, i32), SyncError> {
         let next = revisions.last().map_or(1, |last| last.revision.saturating_add(1));
-        let data = patch_of(self.template);
-        let equal = revisions.iter().rfind(|known| known.data.as_ref().is_some_and(|stored| stored.0 == data));
+        let equal = revisions.iter().rfind(|known| stores(known, self.template));
         match equal {
             Some(equal) if revisions.last().is_some_and(|last| name_of(last) == name_of(equal)) => {
                 Ok((Arc::clone(equal), collisions))

@@ -16,5 +16,6 @@ pub(crate) mod pod_control;
 pub(crate) mod pods;
 pub(crate) mod service_pods;
 pub(crate) mod slices;
+pub(crate) mod status;
 pub(crate) mod trigger_time;
 pub(crate) mod written;

@@ -41,7 +41,8 @@ impl PodControl {
         }
     }
 
-    /// Creates `count` pods in growing batches, as long as none fails. `expectations` learns what to wait for.
+    /// Creates `count` pods in growing batches, as long as none fails. `expectations`, which waits for all of them,
+    /// learns which will not be seen.
     pub(crate) async fn create_many<O: Kind>(
         &self,
         owner: &O,
@@ -50,7 +51,6 @@ impl PodControl {
         make: impl Fn(usize) -> Pod,
     ) -> SlowStart<ClientError> {
         let key = &object_key(owner);
-        expectations.expect_creations(key, count);
         let outcome = slow_start(count, 1, |position| {
             let pod = make(position);
             async move {

@@ -226,6 +226,7 @@ impl JobController {
             let replaced = index.and_then(|index| assessment.predecessors.get(&index));
             new_pod(job, spec, index, replaced.map(|pod| &**pod))
         };
+        self.expectations.expect_creations(key, indexes.len());
         let outcome = self.pod_control.create_many(job, &self.expectations, indexes.len(), make).await;
         let result = outcome.error.map_or(Ok(()), |error| Err(SyncError::during("creating a pod")(error)));
         (number(outcome.succeeded), result)

@@ -13,10 +13,11 @@ use tracing::{info, warn};
 
 use super::kinds::ReplicaOwner;
 use super::plan::{Plan, plan};
-use super::status::{self, Counts};
+use super::status;
 use crate::common::enqueue::{enqueue_all, owners_of};
 use crate::common::pod_control::{PodControl, pod_from_template};
 use crate::common::pods;
+use crate::common::status::write_status;
 use crate::context::{ControllerContext, Running};
 
 struct ReplicaController<O> {
@@ -107,6 +108,7 @@ impl<O: ReplicaOwner> ReplicaController<O> {
         let Some(template) = owner.template() else { return Ok(()) };
         info!(key = %key, creating = count, "Too few replicas");
         let pod = pod_from_template(owner, template);
+        self.expectations.expect_creations(key, count);
         let outcome = self.pod_control.create_many(owner, &self.expectations, count, |_| pod.clone()).await;
         outcome.error.map_or(Ok(()), Err)
     }
@@ -125,31 +127,6 @@ impl<O: ReplicaOwner> ReplicaController<O> {
             }
         });
         join_all(deletions).await.into_iter().collect()
-    }
-
-    /// Writes the status if it changed, once more after a conflict: it depends on pods, not on who wrote last.
-    async fn write_status(&self, owner: &O, counts: Counts) -> Result<(), SyncError> {
-        if owner.counts() == counts {
-            return Ok(());
-        }
-        let metadata = owner.metadata();
-        let api = self.client.namespaced::<O>(metadata.namespace.as_deref().unwrap_or_default());
-        let mut updated = owner.clone();
-        updated.set_counts(counts.clone());
-        match api.update_status(&updated).await {
-            Err(error) if error.is_conflict() => {
-                let mut fresh = api.get(metadata.name.as_deref().unwrap_or_default()).await?;
-                if uid_of(&fresh) != uid_of(owner) {
-                    return Ok(());
-                }
-                fresh.set_counts(counts);
-                api.update_status(&fresh).await?;
-                Ok(())
-            }
-            Err(error) if error.is_not_found() => Ok(()),
-            Err(error) => Err(SyncError::during("writing the status")(error)),
-            Ok(_) => Ok(()),
-        }
     }
 }
 
@@ -185,7 +162,9 @@ impl<O: ReplicaOwner> Reconciler for ReplicaController<O> {
         let failure = acted.as_ref().err().map(ToString::to_string);
         let terminating = owner.reports_terminating().then_some(terminating);
         let counts = status::calculate(&*owner, &active, terminating, failure, now);
-        self.write_status(&owner, counts).await?;
+        if owner.counts() != counts {
+            write_status(&self.client, &*owner, |owner| owner.set_counts(counts.clone())).await?;
+        }
         acted?;
         Ok(Requeue::after(pods::next_availability_check(&active, owner.min_ready_seconds(), now)))
     }

@@ -28,6 +28,8 @@ use crate::common::pods;
 use crate::common::written::Written;
 use crate::context::{ControllerContext, Running};
 
+const HASH_LABEL: &str = "controller.kubernetes.io/hash";
+
 struct StatefulSetController {
     client: Client,
     recorder: EventRecorder,
@@ -299,7 +301,7 @@ impl Reconciler for StatefulSetController {
         let members = manager.claim(candidates, |pod: &Pod| is_member(&set, pod)).await?;
 
         let collisions = set.status.as_ref().and_then(|status| status.collision_count).unwrap_or(0);
-        let history = History { client: &self.client, owner: &*set, template: &spec.template };
+        let history = History { hash_label: HASH_LABEL, client: &self.client, owner: &*set, template: &spec.template };
         let (update, collisions) = history.current(&revisions, collisions).await?;
         let wanted = set.status.as_ref().and_then(|status| status.current_revision.as_deref());
         let current = revisions.iter().find(|revision| Some(name_of(revision)) == wanted);

@@ -1,6 +1,6 @@
 //! Pods and nodes as the scheduler reads them: parsed once, compared often.
 
-pub(crate) mod node_affinity;
+pub(crate) use rkube_api::node_affinity;
 pub(crate) mod pod;
 pub(crate) mod ports;
 pub(crate) mod resources;

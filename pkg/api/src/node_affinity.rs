@@ -1,30 +1,33 @@
-//! Node selectors and node affinity, compiled.
+//! Node selectors and node affinity: which nodes a pod may be on. The scheduler and the DaemonSet controller must
+//! agree on it.
 //!
 //! Behaves as component-helpers/scheduling/corev1/nodeaffinity/nodeaffinity.go, v1.36.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rkube_api::k8s::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec};
-
-use crate::model::selector::LabelsOf;
-use rkube_apimachinery::labels::Labels;
+use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec};
 
 /// What selectors see of a node.
 #[derive(Clone, Copy)]
-pub(crate) struct NodeLabels<'a> {
-    pub(crate) name: &'a str,
-    pub(crate) labels: Option<&'a BTreeMap<String, String>>,
+pub struct NodeLabels<'a> {
+    pub name: &'a str,
+    pub labels: Option<&'a BTreeMap<String, String>>,
+}
+
+impl<'a> NodeLabels<'a> {
+    fn get(self, key: &str) -> Option<&'a str> {
+        self.labels?.get(key).map(String::as_str)
+    }
 }
 
 /// Whether a node satisfies one term. An empty term matches no node.
-pub(crate) fn term_matches(term: &NodeSelectorTerm, node: NodeLabels<'_>) -> bool {
+pub fn term_matches(term: &NodeSelectorTerm, node: NodeLabels<'_>) -> bool {
     let expressions = term.match_expressions.as_deref().unwrap_or_default();
     let fields = term.match_fields.as_deref().unwrap_or_default();
     if expressions.is_empty() && fields.is_empty() {
         return false;
     }
-    let labels = LabelsOf(node.labels);
-    expressions.iter().all(|requirement| requirement_matches(requirement, labels.get(&requirement.key)))
+    expressions.iter().all(|requirement| requirement_matches(requirement, node.get(&requirement.key)))
         && fields.iter().all(|requirement| field_matches(requirement, node.name))
 }
 
@@ -55,15 +58,14 @@ fn requirement_matches(requirement: &NodeSelectorRequirement, value: Option<&str
 }
 
 /// Whether a node satisfies any term.
-pub(crate) fn selector_matches(selector: &NodeSelector, node: NodeLabels<'_>) -> bool {
+pub fn selector_matches(selector: &NodeSelector, node: NodeLabels<'_>) -> bool {
     selector.node_selector_terms.iter().any(|term| term_matches(term, node))
 }
 
 /// Whether a node satisfies what the pod requires of nodes: its node selector and its node affinity.
-pub(crate) fn required_matches(spec: &PodSpec, node: NodeLabels<'_>) -> bool {
-    let labels = LabelsOf(node.labels);
+pub fn required_matches(spec: &PodSpec, node: NodeLabels<'_>) -> bool {
     let selected =
-        spec.node_selector.iter().flatten().all(|(key, value)| labels.get(key).is_some_and(|present| present == value));
+        spec.node_selector.iter().flatten().all(|(key, value)| node.get(key).is_some_and(|present| present == value));
     selected && required(spec).is_none_or(|selector| selector_matches(selector, node))
 }
 
@@ -73,7 +75,7 @@ fn required(spec: &PodSpec) -> Option<&NodeSelector> {
 }
 
 /// The sum of the weights of the preferences a node meets.
-pub(crate) fn preference(spec: &PodSpec, node: NodeLabels<'_>) -> i64 {
+pub fn preference(spec: &PodSpec, node: NodeLabels<'_>) -> i64 {
     let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
     let preferred =
         affinity.and_then(|affinity| affinity.preferred_during_scheduling_ignored_during_execution.as_ref());
@@ -83,7 +85,7 @@ pub(crate) fn preference(spec: &PodSpec, node: NodeLabels<'_>) -> i64 {
 
 /// The only nodes the pod's affinity names, when every term names some. `Err` when a term's names exclude
 /// one another for all terms.
-pub(crate) fn named_nodes(spec: &PodSpec) -> Result<Option<BTreeSet<String>>, ConflictingTerms> {
+pub fn named_nodes(spec: &PodSpec) -> Result<Option<BTreeSet<String>>, ConflictingTerms> {
     let Some(selector) = required(spec) else { return Ok(None) };
     let mut all = BTreeSet::new();
     for term in &selector.node_selector_terms {
@@ -111,4 +113,4 @@ pub(crate) fn named_nodes(spec: &PodSpec) -> Result<Option<BTreeSet<String>>, Co
 
 /// No node can have all the names a term wants.
 #[derive(Debug)]
-pub(crate) struct ConflictingTerms;
+pub struct ConflictingTerms;
