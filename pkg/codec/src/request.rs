@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::json::decode::{self as json, JsonError, Typed};
-use crate::negotiate::Media;
+use crate::media::Media;
 use crate::protobuf::{self, Unknown};
 use crate::yaml;
 
@@ -70,7 +70,7 @@ pub fn decode(
         Media::Yaml => match yaml::parse(body) {
             Ok(parsed) => {
                 extra = parsed.duplicate.filter(|_| check);
-                json::from_value(parsed.value, schema, ty, check)
+                json::from_value(&parsed.value, schema, ty, check)
             }
             Err(error) => return Err(unrecognized(expected, &error.to_string(), body)),
         },
@@ -88,24 +88,6 @@ pub fn decode(
         typed.problems.insert(0, duplicate);
     }
     finish(typed, expected, validation)
-}
-
-/// As [`decode`], for a tree that a patch made of a stored object.
-pub fn decode_patched(
-    value: Value,
-    expected: &GroupVersionKind,
-    schema: &SchemaSet,
-    ty: TypeId,
-    validation: FieldValidation,
-) -> Result<Decoded, ApiStatus> {
-    let check = validation != FieldValidation::Ignore;
-    let mut typed =
-        json::from_value(value, schema, ty, check).map_err(|error| ApiStatus::bad_request(error.to_string()))?;
-    complete(&mut typed.value, expected)?;
-    if validation == FieldValidation::Strict && !typed.problems.is_empty() {
-        return Err(ApiStatus::bad_request(strict(&typed.problems)));
-    }
-    Ok(Decoded { value: typed.value, warnings: typed.problems })
 }
 
 fn strict(problems: &[String]) -> String {

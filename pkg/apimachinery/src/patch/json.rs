@@ -96,6 +96,15 @@ impl JsonPatch {
         Ok(Self { operations })
     }
 
+    /// What strict decoding has against the patch: members that no operation has.
+    pub fn unknown_members(&self) -> impl Iterator<Item = String> {
+        const KNOWN: [&str; 4] = ["from", "op", "path", "value"];
+        self.operations.iter().enumerate().flat_map(|(index, members)| {
+            let unknown = members.keys().filter(|name| !KNOWN.contains(&name.as_str()));
+            unknown.map(move |name| format!("unknown field \"[{index}].{name}\""))
+        })
+    }
+
     /// Applies all operations in order.
     pub fn apply(self, document: &mut Value) -> Result<(), Error> {
         let mut copied = 0;

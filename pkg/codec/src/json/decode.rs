@@ -80,7 +80,7 @@ pub fn untyped(bytes: &[u8], check: bool) -> Result<Typed, JsonError> {
 }
 
 /// Decodes a tree: what a patch or YAML made.
-pub fn from_value(value: Value, schema: &SchemaSet, ty: TypeId, check: bool) -> Result<Typed, JsonError> {
+pub fn from_value(value: &Value, schema: &SchemaSet, ty: TypeId, check: bool) -> Result<Typed, JsonError> {
     let mut context = Context::new(schema, check);
     match (Seed { context: &mut context, ty, parent: None }).deserialize(value) {
         Ok(value) => context.finish(value),

@@ -113,7 +113,7 @@ fn yaml_is_the_same_object_both_ways() {
         if let Some(duplicate) = parsed.duplicate {
             return Err(duplicate);
         }
-        let typed = from_value(parsed.value, schema(), golden.ty, true).map_err(|error| error.to_string())?;
+        let typed = from_value(&parsed.value, schema(), golden.ty, true).map_err(|error| error.to_string())?;
         same(&typed.value, &golden.json)?;
         let written = yaml::write(&golden.json).map_err(|error| error.to_string())?;
         let again = yaml::parse(written.as_bytes()).map_err(|error| error.to_string())?;

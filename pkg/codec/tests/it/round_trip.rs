@@ -96,7 +96,7 @@ proptest! {
     fn a_tree_comes_back_from_every_form(kind in 0..KINDS.len(), bytes in prop::collection::vec(any::<u8>(), 0..600)) {
         let ty = ty_of(kind);
         let tree = build(ty, &mut Choices(bytes.iter()), 0);
-        let typed = from_value(tree.clone(), schema(), ty, true).expect("the tree fits its type");
+        let typed = from_value(&tree, schema(), ty, true).expect("the tree fits its type");
         prop_assert_eq!(&typed.problems, &Vec::<String>::new());
         let canonical = typed.value;
 
@@ -134,7 +134,7 @@ proptest! {
     ) {
         let ty = ty_of(kind);
         let tree = build(ty, &mut Choices(bytes.iter()), 0);
-        let canonical = from_value(tree, schema(), ty, true).expect("the tree fits its type").value;
+        let canonical = from_value(&tree, schema(), ty, true).expect("the tree fits its type").value;
         let mut message = protobuf::encode(&canonical, schema(), ty).expect("the tree fits its type");
         for (place, byte) in damage {
             if !message.is_empty() {

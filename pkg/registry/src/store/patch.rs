@@ -78,7 +78,15 @@ impl PatchRequest {
             Ok::<Value, ApiStatus>(decoded.value)
         };
         let patch = match patch {
-            Patch::Json(body) => Parsed::Json(JsonPatch::parse(&body)?),
+            Patch::Json(body) => {
+                let patch = JsonPatch::parse(&body)?;
+                if check {
+                    object(&body)?;
+                    problems.extend(patch.unknown_members());
+                    problems.iter_mut().for_each(|problem| problem.insert_str(0, "json patch "));
+                }
+                Parsed::Json(patch)
+            }
             Patch::Merge(body) => Parsed::Merge(object(&body)?),
             Patch::Strategic(body) => Parsed::Strategic(object(&body)?),
             Patch::Apply(body) => {
@@ -112,22 +120,28 @@ impl PatchRequest {
         &self,
         context: &RequestContext,
         patched: Value,
+        kind: &GroupVersionKind,
         schema: &SchemaSet,
         ty: TypeId,
     ) -> Result<Value, ApiStatus> {
         // An applied configuration was checked field by field before it was merged.
         let check = self.validation != FieldValidation::Ignore && !self.is_apply();
-        let shown = if self.validation == FieldValidation::Strict { patched.to_string() } else { String::new() };
-        let invalid = |shown: String, text: String| {
-            let error = Error::invalid(&Path::new("patch"), shown, text);
+        // The text of the whole object is made only for an error.
+        let invalid = |text: String| {
+            let error = Error::invalid(&Path::new("patch"), patched.to_string(), text);
             ApiStatus::invalid(&GroupKind::new("", ""), "", &[error])
         };
-        let decoded = json::from_value(patched, schema, ty, check);
-        let decoded = decoded.map_err(|error| invalid(String::new(), error.to_string()))?;
+        let decoded = json::from_value(&patched, schema, ty, check).map_err(|error| invalid(error.to_string()))?;
+        if let Some(found) =
+            decoded.value.gvk().filter(|found| !found.kind.is_empty() && !found.version.is_empty() && found != kind)
+        {
+            let name = |kind: &GroupVersionKind| format!("({}.{})", kind.version, kind.kind);
+            return Err(invalid(format!("converting {} to {}: unknown conversion", name(&found), name(kind))));
+        }
         let problems: Vec<&str> = self.problems.iter().chain(&decoded.problems).map(String::as_str).collect();
         if check && !problems.is_empty() {
             if self.validation == FieldValidation::Strict {
-                return Err(invalid(shown, format!("strict decoding error: {}", problems.join(", "))));
+                return Err(invalid(format!("strict decoding error: {}", problems.join(", "))));
             }
             problems.into_iter().for_each(|problem| context.warn(problem));
         }
@@ -161,7 +175,7 @@ impl PatchRequest {
         // The patch is written for the version the client speaks.
         let current = store.version.of_stored(old.clone());
         let patched = self.apply_plain(current, &store.core.schema, store.row.schema)?;
-        let checked = self.checked(request.context, patched, &store.core.schema, store.row.schema)?;
+        let checked = self.checked(request.context, patched, &store.row.gvk(), &store.core.schema, store.row.schema)?;
         let mut new = self.finish(request, store.version.to_stored(checked)?)?;
         request.managed().update(Some(old), &mut new);
         Ok(new)
@@ -191,7 +205,7 @@ impl PatchRequest {
         let kind = GroupVersionKind::new("autoscaling", "v1", "Scale");
         let ty = rkube_api::type_of(&kind).ok_or_else(|| ApiStatus::internal("the schema has no Scale"))?;
         let patched = self.apply_plain(current.clone(), rkube_api::schema(), ty)?;
-        self.checked(context, patched, rkube_api::schema(), ty)
+        self.checked(context, patched, &kind, rkube_api::schema(), ty)
     }
 
     pub(crate) fn is_apply(&self) -> bool {

@@ -18,6 +18,8 @@ pub(super) fn strategies() -> Vec<Registration> {
                 .defaults(job::set_defaults)
                 .on_create(|_, new| {
                     job::generate_selector(new);
+                    // Upstream defaults again what it reads back, and now the template has labels to give.
+                    job::set_defaults(new);
                     new.status = Some(Default::default());
                     first_generation(&mut new.metadata);
                     if let Some(spec) = &mut new.spec {

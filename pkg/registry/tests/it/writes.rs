@@ -213,6 +213,15 @@ async fn a_patch_is_checked_against_the_schema() {
         .assert_eq(&patch(r#"{"data":{"k":"y"},"data":{"k":"z"}}"#, "").await);
     let wrong = patch(r#"{"data":{"k":1}}"#, "").await;
     assert!(wrong.starts_with("422 "), "{wrong}");
+    let operations = r#"[{"op":"add","path":"/data/k","value":"y","path":"/data/j","extra":1}]"#;
+    let options = PatchOptions { field_validation: "Strict".to_owned(), ..PatchOptions::default() };
+    let json = store.patch(&cluster.context, &at("a"), Patch::Json(operations.into()), &options).await;
+    let json = json.expect_err("is refused").message().to_owned();
+    let found =
+        "strict decoding error: json patch duplicate field \"[0].path\", json patch unknown field \"[0].extra\"";
+    assert!(json.ends_with(found), "{json}");
+    let kind = patch(r#"{"kind":"Secret"}"#, "").await;
+    assert!(kind.contains("converting (v1.Secret) to (v1.ConfigMap): unknown conversion"), "{kind}");
     let broken = patch("{", "").await;
     assert!(broken.starts_with("400 error decoding patch: "), "{broken}");
 }
