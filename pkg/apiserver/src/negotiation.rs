@@ -4,34 +4,11 @@
 
 use http::{HeaderMap, header};
 use rkube_apimachinery::status::ApiStatus;
+use rkube_codec::Media;
 
 use crate::query::Query;
 
-pub const JSON: &str = "application/json";
-pub const YAML: &str = "application/yaml";
-pub const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
-
-/// The encodings every object comes in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Encoding {
-    #[default]
-    Json,
-    Yaml,
-    Protobuf,
-}
-
-impl Encoding {
-    /// In upstream's order, which decides what a wildcard gets.
-    const ALL: [Self; 3] = [Self::Json, Self::Yaml, Self::Protobuf];
-
-    pub fn media_type(self) -> &'static str {
-        match self {
-            Self::Json => JSON,
-            Self::Yaml => YAML,
-            Self::Protobuf => PROTOBUF,
-        }
-    }
-}
+pub(crate) const JSON: &str = Media::Json.mime();
 
 /// What to make of an object before it is encoded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,7 +38,7 @@ struct Endpoint {
 /// How to answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Output {
-    pub encoding: Encoding,
+    pub encoding: Media,
     pub transform: Transform,
     pub pretty: bool,
 }
@@ -96,13 +73,13 @@ impl Output {
             return Some(Self { pretty, ..Self::default() });
         }
         for clause in parse_accept(&joined.join(",")) {
-            for encoding in Encoding::ALL {
+            for encoding in Media::ALL {
                 // Upstream has no YAML streams.
-                if (endpoint.streams && encoding == Encoding::Yaml) || !clause.covers(encoding.media_type()) {
+                if (endpoint.streams && encoding == Media::Yaml) || !clause.covers(encoding.mime()) {
                     continue;
                 }
                 if let Some(transform) = clause.transform(encoding, endpoint.transforms) {
-                    if encoding == Encoding::Protobuf && transform == Transform::None && !endpoint.protobuf {
+                    if encoding == Media::Protobuf && transform == Transform::None && !endpoint.protobuf {
                         continue;
                     }
                     let pretty = pretty || clause.parameter("pretty") == Some("1");
@@ -114,7 +91,7 @@ impl Output {
     }
 
     pub fn content_type(self) -> &'static str {
-        self.encoding.media_type()
+        self.encoding.mime()
     }
 }
 
@@ -142,7 +119,7 @@ impl Clause<'_> {
     }
 
     /// `None` when the clause asks for something this endpoint or encoding does not have.
-    fn transform(&self, encoding: Encoding, transforms: bool) -> Option<Transform> {
+    fn transform(&self, encoding: Media, transforms: bool) -> Option<Transform> {
         if self.parameter("stream").is_some_and(|stream| !stream.is_empty() && stream != "watch") {
             return None;
         }
@@ -163,7 +140,7 @@ impl Clause<'_> {
         };
         match (kind, encoding) {
             // Tables have no protobuf form.
-            (Some("Table"), Encoding::Json | Encoding::Yaml) => Some(Transform::Table { version }),
+            (Some("Table"), Media::Json | Media::Yaml) => Some(Transform::Table { version }),
             (Some("PartialObjectMetadata"), _) => Some(Transform::PartialObjectMetadata { version }),
             (Some("PartialObjectMetadataList"), _) => Some(Transform::PartialObjectMetadataList { version }),
             _ => None,
@@ -227,14 +204,14 @@ fn not_acceptable(streams: bool, protobuf: bool) -> ApiStatus {
 ///
 /// # Errors
 /// 415 for anything else.
-pub fn body_encoding(headers: &HeaderMap, protobuf: bool) -> Result<Encoding, ApiStatus> {
-    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(Encoding::Json) };
+pub fn body_encoding(headers: &HeaderMap, protobuf: bool) -> Result<Media, ApiStatus> {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(Media::Json) };
     let media_type = media_type(value.to_str().unwrap_or("?"));
     if media_type.is_empty() {
-        return Ok(Encoding::Json);
+        return Ok(Media::Json);
     }
-    let found = Encoding::ALL.into_iter().find(|encoding| media_type.eq_ignore_ascii_case(encoding.media_type()));
-    found.filter(|encoding| protobuf || *encoding != Encoding::Protobuf).ok_or_else(|| {
+    let found = Media::ALL.into_iter().find(|encoding| media_type.eq_ignore_ascii_case(encoding.mime()));
+    found.filter(|encoding| protobuf || *encoding != Media::Protobuf).ok_or_else(|| {
         let last = if protobuf { ", application/vnd.kubernetes.protobuf" } else { "" };
         ApiStatus::unsupported_media_type(format!(
             "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml{last}"
@@ -264,16 +241,16 @@ mod tests {
         let kubectl = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
         assert_eq!(negotiate(kubectl, false).unwrap().transform, Transform::Table { version: "v1" });
         let client_go = "application/vnd.kubernetes.protobuf,application/json";
-        assert_eq!(negotiate(client_go, true).unwrap().encoding, Encoding::Protobuf);
+        assert_eq!(negotiate(client_go, true).unwrap().encoding, Media::Protobuf);
         let metadata =
             "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json";
         let output = negotiate(metadata, false).unwrap();
-        assert_eq!(output.encoding, Encoding::Protobuf);
+        assert_eq!(output.encoding, Media::Protobuf);
         assert_eq!(output.transform, Transform::PartialObjectMetadataList { version: "v1" });
-        assert_eq!(negotiate("*/*", false).unwrap().encoding, Encoding::Json);
+        assert_eq!(negotiate("*/*", false).unwrap().encoding, Media::Json);
         assert_eq!(
             negotiate("text/html;q=0.9,application/yaml;q=0.5,application/*;q=0.4", false).unwrap().encoding,
-            Encoding::Yaml
+            Media::Yaml
         );
     }
 

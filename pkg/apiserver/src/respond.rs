@@ -17,7 +17,9 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tracing::debug;
 
-use crate::negotiation::{Encoding, Output, Transform};
+use rkube_codec::Media;
+
+use crate::negotiation::{Output, Transform};
 use crate::wire::codec;
 
 /// Bodies below this are not worth compressing, as upstream's `defaultGzipThresholdBytes`.
@@ -44,10 +46,10 @@ pub(crate) fn encoded(
 /// JSON in the encoding wanted.
 pub(crate) fn json(status: StatusCode, json: Bytes, output: Output, headers: &HeaderMap) -> Response<Body> {
     let encoded = match output.encoding {
-        Encoding::Json if output.pretty => Ok(pretty(&json)),
-        Encoding::Json => Ok(json.clone()),
-        Encoding::Yaml => codec::yaml(&json),
-        Encoding::Protobuf => codec::protobuf(&json),
+        Media::Json if output.pretty => Ok(pretty(&json)),
+        Media::Json => Ok(json.clone()),
+        Media::Yaml => codec::yaml(&json),
+        Media::Protobuf => codec::protobuf(&json),
     };
     match encoded {
         Ok(body) => compressed(bytes(status, output.content_type(), body), headers),
@@ -153,7 +155,7 @@ pub(crate) fn object(
     headers: &HeaderMap,
 ) -> Response<Body> {
     match output.transform {
-        Transform::None if output.encoding == Encoding::Protobuf => match found.protobuf(codec::protobuf) {
+        Transform::None if output.encoding == Media::Protobuf => match found.protobuf(codec::protobuf) {
             Ok(body) => compressed(bytes(status, output.content_type(), body), headers),
             Err(text) => plain_failure(&ApiStatus::internal(text)),
         },

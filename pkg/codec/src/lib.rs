@@ -1,7 +1,7 @@
-//! JSON, YAML, Kubernetes protobuf and Table rendering, and which of them a request speaks.
+//! JSON, YAML, Kubernetes protobuf and Table rendering.
 
 pub mod json;
-pub mod negotiate;
+mod media;
 pub mod protobuf;
 pub mod request;
 pub mod table;
@@ -9,5 +9,5 @@ pub mod yaml;
 
 pub use json::canonical::canonicalize;
 pub use json::decode::{JsonError, Typed};
-pub use negotiate::{Accept, Media};
+pub use media::Media;
 pub use request::{Decoded, FieldValidation, decode};

@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use rkube_api::StoredObject;
 use rkube_api::resource::{Resource, SharedResource};
 use rkube_apimachinery::status::ApiStatus;
+use rkube_codec::Media;
 use rkube_codec::table::{self, ListMeta};
 use rkube_http::body::{Body, BoxError};
 use rkube_registry::Store;
@@ -18,7 +19,7 @@ use rkube_registry::store::ListPage;
 use serde_json::json;
 
 use super::{namespace, output, table_options};
-use crate::negotiation::{Encoding, Output, Transform};
+use crate::negotiation::{Output, Transform};
 use crate::respond::{self, GZIP_BYTES_MIN, accepts_gzip, mark_gzip};
 use crate::scope::Target;
 use crate::server::Inner;
@@ -61,11 +62,11 @@ pub(super) fn respond_list(
         Transform::PartialObjectMetadataList { version } => Form::Partial(version),
         Transform::None => Form::Whole { skip: item_prefix(row) },
     };
-    if output.encoding == Encoding::Protobuf {
+    if output.encoding == Media::Protobuf {
         return protobuf(row, page.items, &meta, form, headers);
     }
     let list = JsonList { head: list_head(row, &meta, &form), items: page.items, form };
-    if output.encoding != Encoding::Json || output.pretty {
+    if output.encoding != Media::Json || output.pretty {
         // For people: lists they read are short, and the whole text is needed to lay it out.
         let whole = list.whole()?;
         return Ok(respond::json(StatusCode::OK, whole, output, headers));
@@ -226,7 +227,7 @@ fn protobuf(
     };
     let pieces = list.map_err(ApiStatus::internal)?;
     let total: usize = pieces.iter().map(Bytes::len).sum();
-    let content_type = Encoding::Protobuf.media_type();
+    let content_type = Media::Protobuf.mime();
     if total <= GZIP_BYTES_MIN || !accepts_gzip(headers) {
         if pieces.len() == 1 || total <= GZIP_BYTES_MIN {
             return Ok(respond::bytes(StatusCode::OK, content_type, Bytes::from(pieces.concat())));

@@ -13,6 +13,7 @@ use rkube_api::resource::SharedResource;
 use rkube_apimachinery::chain::chain;
 use rkube_apimachinery::status::ApiStatus;
 use rkube_apimachinery::task;
+use rkube_codec::Media;
 use rkube_codec::table;
 use rkube_http::body::{Body, BoxError};
 use rkube_http::upgrade::is_websocket;
@@ -24,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, debug_span};
 
 use super::{namespace, output, table_options};
-use crate::negotiation::{Encoding, Output, Transform};
+use crate::negotiation::{Output, Transform};
 use crate::respond;
 use crate::scope::Target;
 use crate::server::Inner;
@@ -68,7 +69,7 @@ pub(super) async fn answer(
     });
     let mut response = Response::new(Body::stream(frames));
     let content_type = match output.encoding {
-        Encoding::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        Media::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
         _ => "application/json",
     };
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -135,7 +136,7 @@ impl EventEncoder {
                 ("ERROR", self.encoded(Bytes::from(json))?)
             }
         };
-        if self.output.encoding == Encoding::Protobuf {
+        if self.output.encoding == Media::Protobuf {
             return Ok(codec::protobuf_event(kind, &object));
         }
         let mut frame = BytesMut::with_capacity(object.len() + 40);
@@ -149,7 +150,7 @@ impl EventEncoder {
 
     fn object(&mut self, object: &Arc<StoredObject>) -> Result<Bytes, String> {
         match self.output.transform {
-            Transform::None if self.output.encoding == Encoding::Protobuf => object.protobuf(codec::protobuf),
+            Transform::None if self.output.encoding == Media::Protobuf => object.protobuf(codec::protobuf),
             Transform::None => Ok(object.json.clone()),
             Transform::Table { version } => {
                 let meta =
@@ -168,7 +169,7 @@ impl EventEncoder {
 
     fn encoded(&self, json: Bytes) -> Result<Bytes, String> {
         match self.output.encoding {
-            Encoding::Protobuf => codec::protobuf(&json),
+            Media::Protobuf => codec::protobuf(&json),
             _ => Ok(json),
         }
     }
@@ -208,11 +209,7 @@ impl EventEncoder {
 const TOKEN_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
 
 /// Each event as a message: text for JSON, binary for protobuf.
-fn over_websocket(
-    request: &mut Request<Body>,
-    events: Events,
-    encoding: Encoding,
-) -> Result<Response<Body>, ApiStatus> {
+fn over_websocket(request: &mut Request<Body>, events: Events, encoding: Media) -> Result<Response<Body>, ApiStatus> {
     // None is spoken; browsers name some all the same, one of which holds their token and is not repeated.
     let offered: Vec<String> = websocket::offered(request.headers()).into_iter().map(str::to_owned).collect();
     let mut supported: Vec<&str> =
@@ -243,7 +240,7 @@ fn over_websocket(
             };
             let Some(frames) = frames else { break };
             for frame in frames {
-                let message = if encoding == Encoding::Protobuf {
+                let message = if encoding == Media::Protobuf {
                     Message::binary(frame)
                 } else {
                     Message::text(String::from_utf8_lossy(&frame).into_owned())

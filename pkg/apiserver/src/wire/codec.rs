@@ -13,37 +13,27 @@ use rkube_codec::{Media, json, yaml as yaml_codec};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::negotiation::Encoding;
-
-pub(crate) fn media(encoding: Encoding) -> Media {
-    match encoding {
-        Encoding::Json => Media::Json,
-        Encoding::Yaml => Media::Yaml,
-        Encoding::Protobuf => Media::Protobuf,
-    }
-}
-
 /// Decodes options, which are of no group in particular.
-pub(crate) fn options(bytes: &Bytes, encoding: Encoding) -> Result<Value, String> {
+pub(crate) fn options(bytes: &Bytes, encoding: Media) -> Result<Value, String> {
     match encoding {
-        Encoding::Json => serde_json::from_slice(bytes).map_err(|error| error.to_string()),
-        Encoding::Yaml => yaml_codec::parse(bytes).map(|parsed| parsed.value).map_err(|error| error.to_string()),
-        Encoding::Protobuf => pb::to_value(bytes).map_err(text),
+        Media::Json => serde_json::from_slice(bytes).map_err(|error| error.to_string()),
+        Media::Yaml => yaml_codec::parse(bytes).map(|parsed| parsed.value).map_err(|error| error.to_string()),
+        Media::Protobuf => pb::to_value(bytes).map_err(text),
     }
 }
 
 /// An object without a schema, which only JSON and YAML can hold.
-pub(crate) fn untyped(bytes: &Bytes, encoding: Encoding) -> Result<(Value, Vec<String>), String> {
+pub(crate) fn untyped(bytes: &Bytes, encoding: Media) -> Result<(Value, Vec<String>), String> {
     match encoding {
-        Encoding::Json => {
+        Media::Json => {
             let typed = json::decode::untyped(bytes, true).map_err(|error| error.to_string())?;
             Ok((typed.value, typed.problems))
         }
-        Encoding::Yaml => {
+        Media::Yaml => {
             let parsed = yaml_codec::parse(bytes).map_err(|error| error.to_string())?;
             Ok((parsed.value, parsed.duplicate.into_iter().collect()))
         }
-        Encoding::Protobuf => Err("the kind has no protobuf form".to_owned()),
+        Media::Protobuf => Err("the kind has no protobuf form".to_owned()),
     }
 }
 

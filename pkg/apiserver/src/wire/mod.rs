@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use rkube_apimachinery::gvk::GroupVersionKind;
 use rkube_apimachinery::status::ApiStatus;
-use rkube_codec::FieldValidation;
+use rkube_codec::{FieldValidation, Media};
 use rkube_http::body::{Body, REQUEST_BODY_BYTES_MAX, ReadError};
 use rkube_registry::RequestContext;
 use serde_json::Value;
@@ -40,7 +40,7 @@ pub(crate) fn decode(
         return decode_untyped(bytes, encoding, kind, validation, context);
     };
     let schema = rkube_api::schema();
-    let decoded = rkube_codec::decode(bytes, codec::media(encoding), kind, schema, ty, validation)?;
+    let decoded = rkube_codec::decode(bytes, encoding, kind, schema, ty, validation)?;
     if validation == FieldValidation::Warn {
         decoded.warnings.into_iter().for_each(|text| context.warn(text));
     }
@@ -50,7 +50,7 @@ pub(crate) fn decode(
 /// Custom resources are checked against their schema by their strategy.
 fn decode_untyped(
     bytes: &Bytes,
-    encoding: crate::negotiation::Encoding,
+    encoding: Media,
     kind: &GroupVersionKind,
     validation: FieldValidation,
     context: &RequestContext,

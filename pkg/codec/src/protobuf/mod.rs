@@ -5,7 +5,7 @@ mod decode;
 mod encode;
 pub mod envelope;
 pub mod list;
-mod wire;
+pub mod wire;
 
 use rkube_apimachinery::schema::{SchemaSet, TypeId};
 use serde_json::Value;

@@ -31,26 +31,26 @@ pub(super) fn put_tag(out: &mut Vec<u8>, number: u32, wire_type: u8) {
     put_varint(out, u64::from(number) << 3 | u64::from(wire_type));
 }
 
-pub(super) fn put_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
+pub fn put_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
     put_tag(out, number, DELIMITED);
     put_varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
-pub(super) fn put_int(out: &mut Vec<u8>, number: u32, value: i64) {
+pub fn put_int(out: &mut Vec<u8>, number: u32, value: i64) {
     put_tag(out, number, VARINT);
     #[expect(clippy::cast_sign_loss, reason = "negative numbers are sign-extended to ten bytes")]
     put_varint(out, value as u64);
 }
 
-pub(super) fn put_double(out: &mut Vec<u8>, number: u32, value: f64) {
+pub fn put_double(out: &mut Vec<u8>, number: u32, value: f64) {
     put_tag(out, number, FIXED64);
     out.extend_from_slice(&value.to_le_bytes());
 }
 
 /// A field whose length is known only after its content: one byte is kept for it, and the content moves when that
 /// is too little.
-pub(super) fn put_nested<E>(
+pub fn put_nested<E>(
     out: &mut Vec<u8>,
     number: u32,
     content: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
