@@ -1,13 +1,11 @@
-//! The documents of built-in kinds, written from the schema table and the resource table.
-//!
-//! Not written: descriptions, and gnostic's protobuf form of v2.
+//! The documents of built-in kinds, written from the schema table, the resource table and the descriptions.
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use super::paths::Paths;
 use super::schemas::{Definitions, Dialect};
-use super::{Document, Source};
+use super::{Document, Source, gnostic};
 use crate::catalog::Catalog;
 
 /// See the module.
@@ -23,14 +21,19 @@ impl Source for Builtin {
         for row in catalog.rows() {
             writer.add(row, &mut paths);
         }
-        document(&json!({
+        let value = json!({
             "swagger": "2.0",
             "info": {"title": TITLE, "version": crate::server::GIT_VERSION},
             "paths": paths,
             "definitions": definitions.finish(),
             "securityDefinitions": security_schemes(),
             "security": [{"BearerToken": []}],
-        }))
+        });
+        let protobuf = gnostic::encode(&value).unwrap_or_else(|error| {
+            tracing::error!(%error, "Left out the protobuf form of the OpenAPI document");
+            Vec::new()
+        });
+        Document { json: Bytes::from(value.to_string()), protobuf: Bytes::from(protobuf) }
     }
 
     fn v3_paths(&self, catalog: &Catalog) -> Vec<String> {
@@ -73,12 +76,13 @@ impl Source for Builtin {
 }
 
 fn v3_document(paths: Value, schemas: Map<String, Value>) -> Document {
-    document(&json!({
+    let value = json!({
         "openapi": "3.0.0",
         "info": {"title": TITLE, "version": crate::server::GIT_VERSION},
         "paths": paths,
         "components": {"schemas": schemas, "securitySchemes": security_schemes()},
-    }))
+    });
+    Document { json: Bytes::from(value.to_string()), protobuf: Bytes::new() }
 }
 
 fn security_schemes() -> Value {
@@ -88,10 +92,6 @@ fn security_schemes() -> Value {
         "name": "authorization",
         "description": "Bearer Token authentication",
     }})
-}
-
-fn document(value: &Value) -> Document {
-    Document { json: Bytes::from(value.to_string()), protobuf: Bytes::new() }
 }
 
 #[cfg(test)]
@@ -131,15 +131,42 @@ mod tests {
         assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");
     }
 
+    fn golden() -> Option<Value> {
+        let Some(folder) = std::env::var_os("RKUBE_FIXTURES") else {
+            println!("RKUBE_FIXTURES is not set: OpenAPI is not compared with golden data");
+            return None;
+        };
+        let path = std::path::PathBuf::from(folder).join("openapi/swagger.json");
+        Some(serde_json::from_slice(&std::fs::read(path).expect("golden data")).expect("JSON"))
+    }
+
+    /// Every type and field but those of lists is described in upstream's words.
+    #[test]
+    fn types_and_fields_are_described() {
+        let catalog = Catalog::new(rkube_api::resources().to_vec(), rkube_api::groups());
+        let document = Builtin.v2(&catalog);
+        assert!(!document.protobuf.is_empty());
+        let Some(golden) = golden() else { return };
+        let ours = parse(&document);
+        for (name, definition) in ours["definitions"].as_object().unwrap() {
+            if name.ends_with("List") || name.ends_with(".Patch") {
+                continue;
+            }
+            let none = Map::new();
+            let fields = definition["properties"].as_object().unwrap_or(&none);
+            let described = fields.iter().map(|(field, property)| (field.as_str(), property));
+            for (field, property) in described.chain([("", definition)]) {
+                let theirs = &golden["definitions"][name];
+                let theirs = if field.is_empty() { theirs } else { &theirs["properties"][field] };
+                assert_eq!(property["description"], theirs["description"], "{name} {field}");
+            }
+        }
+    }
+
     /// Operation ids and kinds of every path of ours are upstream's, where golden data is at hand.
     #[test]
     fn operations_are_upstreams() {
-        let Some(folder) = std::env::var_os("RKUBE_FIXTURES") else {
-            println!("RKUBE_FIXTURES is not set: OpenAPI is not compared with golden data");
-            return;
-        };
-        let path = std::path::PathBuf::from(folder).join("openapi/swagger.json");
-        let golden: Value = serde_json::from_slice(&std::fs::read(path).expect("golden data")).expect("JSON");
+        let Some(golden) = golden() else { return };
         let catalog = Catalog::new(rkube_api::resources().to_vec(), rkube_api::groups());
         let ours = parse(&Builtin.v2(&catalog));
         let mut differences = Vec::new();

@@ -4,6 +4,8 @@
 //! Behaves as `k8s.io/kube-openapi/pkg/handler` and `handler3`, as kube-apiserver v1.36 uses them.
 
 mod builtin;
+mod descriptions;
+mod gnostic;
 mod paths;
 mod schemas;
 

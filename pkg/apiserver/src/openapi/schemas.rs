@@ -6,6 +6,8 @@ use rkube_api::schema;
 use rkube_apimachinery::schema::{Field, ListKind, PatchStrategy, Presence, Scalar, Shape, TypeId};
 use serde_json::{Map, Value, json};
 
+use super::descriptions::Descriptions;
+
 /// The two dialects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dialect {
@@ -16,6 +18,7 @@ pub(super) enum Dialect {
 /// Collects definitions, each with everything it refers to.
 pub(super) struct Definitions {
     dialect: Dialect,
+    descriptions: Descriptions,
     kinds: BTreeMap<TypeId, Vec<Value>>,
     found: BTreeMap<String, Value>,
     waiting: Vec<TypeId>,
@@ -28,7 +31,7 @@ impl Definitions {
             let entry = json!({"group": group, "version": version, "kind": kind});
             kinds.entry(ty).or_default().push(entry);
         }
-        Self { dialect, kinds, found: BTreeMap::new(), waiting: Vec::new() }
+        Self { dialect, descriptions: Descriptions::load(), kinds, found: BTreeMap::new(), waiting: Vec::new() }
     }
 
     /// A reference to a type, whose definition is collected.
@@ -99,6 +102,9 @@ impl Definitions {
                 out
             }
         };
+        if let Some(text) = self.descriptions.of_type(&definition.name) {
+            out["description"] = json!(text);
+        }
         if let Some(kinds) = self.kinds.get(&ty) {
             out["x-kubernetes-group-version-kind"] = json!(kinds);
         }
@@ -150,6 +156,9 @@ impl Definitions {
         let strategy = strategy_text(patch);
         if !strategy.is_empty() {
             out["x-kubernetes-patch-strategy"] = json!(strategy);
+        }
+        if let Some(text) = self.descriptions.of_field(owner, &field.json) {
+            out["description"] = json!(text);
         }
         if self.dialect == Dialect::V3
             && let Some(all) = out.get("allOf").cloned()
