@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod chaos;
+mod kubectl;
 mod kubelet;
 mod requests;
 mod server;

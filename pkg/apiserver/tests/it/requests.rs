@@ -15,19 +15,25 @@ use crate::server::Server;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-struct Reply {
+pub(crate) struct Reply {
     code: u16,
     headers: HeaderMap,
     body: Bytes,
 }
 
 impl Reply {
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|_| json!(String::from_utf8_lossy(&self.body)))
     }
 }
 
-async fn send(client: &HttpClient, method: Method, path: &str, headers: &[(&str, &str)], body: &str) -> Reply {
+pub(crate) async fn send(
+    client: &HttpClient,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Reply {
     let mut request = Request::builder().method(method).uri(path);
     for (name, value) in headers {
         request = request.header(*name, *value);

@@ -13,7 +13,7 @@ use rkube_apiserver::auth::basic::{
     BasicAuthenticator, CertificateAuthenticator, MASTERS, MastersOnly, NoAudit, NoImpersonation, StaticTokens,
 };
 use rkube_apiserver::auth::flow::MaxInFlight;
-use rkube_apiserver::openapi::NoOpenApi;
+use rkube_apiserver::openapi::{Builtin, Served};
 use rkube_apiserver::proxy::RegistryNodes;
 use rkube_apiserver::server::{Extensions, REQUEST_TIMEOUT};
 use rkube_apiserver::{ApiServer, Config};
@@ -48,6 +48,15 @@ impl Server {
     }
 
     pub(crate) async fn start_at(address: SocketAddr, storage: Arc<dyn Storage>) -> Self {
+        Self::start_with(address, storage, rkube_registry::Config::default()).await
+    }
+
+    /// With the ranges and resources of a test, and the rest as configured.
+    pub(crate) async fn start_with(
+        address: SocketAddr,
+        storage: Arc<dyn Storage>,
+        config: rkube_registry::Config,
+    ) -> Self {
         let clock = SystemClock::shared();
         let now = clock.now();
         let (authority, authority_pair) = CertificateAuthority::generate("test-ca", now).expect("an authority");
@@ -67,7 +76,7 @@ impl Server {
         let registry_config = rkube_registry::Config {
             resources: resources.clone(),
             service_cidrs: vec!["10.43.0.0/16".parse().expect("a range")],
-            ..rkube_registry::Config::default()
+            ..config
         };
         let registry = Registry::new(storage, clock.clone(), Arc::new(SystemRandom), registry_config)
             .await
@@ -88,7 +97,7 @@ impl Server {
             flow: Arc::new(MaxInFlight::default()),
             admission: Arc::new(AlwaysAdmit),
             nodes: Arc::new(RegistryNodes::new(registry, kubelets, cluster)),
-            openapi: Arc::new(NoOpenApi),
+            openapi: Arc::new(Served::new(Arc::new(Builtin))),
             metrics: Arc::new(Mutex::default()),
             checks: Vec::new(),
             advertise_address: address.to_string(),
