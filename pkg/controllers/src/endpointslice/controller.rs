@@ -7,11 +7,13 @@ use rkube_api::k8s::core::v1::{Node, Pod, Service};
 use rkube_api::k8s::discovery::v1::EndpointSlice;
 use rkube_apimachinery::key::ObjectKey;
 use rkube_apimachinery::labels::Selector;
+use rkube_client::owner::object_key;
 use rkube_client::workqueue::RateLimits;
 use rkube_client::{Client, Delta, EventRecorder, Lister, Reconciler, Requeue, Runner, SyncError, WorkQueue};
 
 use super::endpoints::ZonedPod;
-use super::plan::{Style, plan};
+use super::plan::{Hinting, Inputs, Style, plan};
+use super::topology;
 use super::{MANAGED_BY, NAME};
 use crate::common::enqueue::enqueue_all;
 use crate::common::service_pods::{
@@ -83,9 +85,15 @@ impl EndpointSliceController {
         }
     }
 
-    /// A node that appears or moves gives the pods on it their zone.
+    /// A node that appears or moves gives the pods on it their zone. What its zone can bear decides about hints.
     fn node_changed(&self, delta: &Delta<Arc<Node>>, queue: &WorkQueue<ObjectKey>) {
         let node = delta.object();
+        let old = delta.old().map(|old| topology::capacity(old));
+        if matches!(delta, Delta::Deleted(_)) || old != Some(topology::capacity(node)) {
+            let services = self.services.list_all("");
+            let concerned = services.iter().filter(|service| topology::is_wanted(service));
+            concerned.for_each(|service| queue.add(object_key(&**service)));
+        }
         if matches!(delta, Delta::Deleted(_)) || delta.old().is_some_and(|old| zone(old) == zone(node)) {
             return;
         }
@@ -97,6 +105,21 @@ impl EndpointSliceController {
             affected_services(&self.services, &Delta::Added(Arc::clone(pod)))
                 .into_iter()
                 .for_each(|key| queue.add(key));
+        }
+    }
+
+    fn tell(&self, service: &Service, hinting: &Hinting) {
+        let family = hinting.address_type;
+        match &hinting.outcome {
+            Ok(()) if hinting.is_new => {
+                let text = format!("Topology Aware Hints has been enabled, addressType: {family}");
+                self.recorder.normal(service, "TopologyAwareHintsEnabled", text);
+            }
+            Ok(()) => {}
+            Err(refusal) => {
+                let text = format!("{refusal}, addressType: {family}");
+                self.recorder.warning(service, "TopologyAwareHintsDisabled", text);
+            }
         }
     }
 
@@ -141,7 +164,16 @@ impl Reconciler for EndpointSliceController {
         let (endpoints, left_out) = self.endpoints_of(&service);
         let pods: Vec<_> = endpoints.iter().map(|(pod, _)| Arc::clone(pod)).collect();
         let trigger = self.trigger_times.last_change(key, &service, &pods);
-        let mut changes = plan(&service, &endpoints, &existing, &self.style);
+        let nodes = if topology::is_wanted(&service) { self.nodes.list_all("") } else { Vec::new() };
+        let shares = topology::shares(nodes.iter().map(|node| &**node));
+        let (mut changes, hintings) = plan(Inputs {
+            service: &service,
+            pods: &endpoints,
+            existing: &existing,
+            shares: shares.as_ref(),
+            style: &self.style,
+        });
+        hintings.iter().for_each(|hinting| self.tell(&service, hinting));
         changes.create.iter_mut().chain(&mut changes.update).for_each(|slice| annotate(slice, trigger.as_deref()));
         if service.metadata.deletion_timestamp.is_some() {
             changes.create.clear();

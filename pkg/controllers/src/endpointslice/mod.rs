@@ -6,15 +6,13 @@
 //!
 //! Invariant: a Service is not synced before the cache shows what the last sync wrote for it; otherwise the same
 //! endpoints would be put into a second slice.
-//!
-//! // Differs from upstream: the `service.kubernetes.io/topology-mode: Auto` heuristic is not done; its hints were
-//! never promised. `trafficDistribution` is.
 
 mod controller;
 pub(crate) mod endpoints;
 mod plan;
 #[cfg(test)]
 mod tests;
+mod topology;
 
 use crate::context::Descriptor;
 

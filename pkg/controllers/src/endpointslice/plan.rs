@@ -14,6 +14,7 @@ use rkube_client::owner::{new_controller_ref, uid_of};
 use super::endpoints::{
     EndpointKey, ZonedPod, address_types, desired, endpoint_key, hints, port_key, same_state, slice_labels,
 };
+use super::topology::{self, Family, Refusal, Shares};
 use crate::common::slices::{Changes, name_prefix};
 
 /// How slices are made: who manages them and how large they get.
@@ -22,29 +23,48 @@ pub(super) struct Style {
     pub(super) endpoints_max: usize,
 }
 
-/// `pods` come with the zones of their nodes. Deterministic: equal inputs give equal changes.
-pub(super) fn plan(service: &Service, pods: &[ZonedPod], existing: &[Arc<EndpointSlice>], style: &Style) -> Changes {
-    let mut changes = Changes::default();
+/// What became of the hints that `topology-mode: Auto` asks for, for one address type.
+#[derive(Debug)]
+pub(super) struct Hinting {
+    pub(super) address_type: &'static str,
+    /// None of the slices had hints before.
+    pub(super) is_new: bool,
+    pub(super) outcome: Result<(), Refusal>,
+}
+
+/// What a Service's slices are made from. `pods` come with the zones of their nodes.
+#[derive(Clone, Copy)]
+pub(super) struct Inputs<'a> {
+    pub(super) service: &'a Service,
+    pub(super) pods: &'a [ZonedPod],
+    pub(super) existing: &'a [Arc<EndpointSlice>],
+    pub(super) shares: Option<&'a Shares>,
+    pub(super) style: &'a Style,
+}
+
+/// Deterministic: equal inputs give equal changes.
+pub(super) fn plan(inputs: Inputs<'_>) -> (Changes, Vec<Hinting>) {
+    let Inputs { service, existing, .. } = inputs;
+    let (mut changes, mut hintings) = (Changes::default(), Vec::new());
     let types = address_types(service);
     for slice in existing.iter().filter(|slice| !types.contains(slice.address_type.as_str())) {
         changes.delete.push(Arc::clone(slice));
     }
     for address_type in types {
         let own: Vec<_> = existing.iter().filter(|slice| slice.address_type == address_type).cloned().collect();
-        plan_family(service, pods, &own, address_type, style, &mut changes);
+        hintings.extend(plan_family(inputs, &own, address_type, &mut changes));
     }
     reuse_deleted(service, &mut changes);
-    changes
+    (changes, hintings)
 }
 
 fn plan_family(
-    service: &Service,
-    pods: &[ZonedPod],
+    inputs: Inputs<'_>,
     existing: &[Arc<EndpointSlice>],
-    address_type: &str,
-    style: &Style,
+    address_type: &'static str,
     changes: &mut Changes,
-) {
+) -> Option<Hinting> {
+    let Inputs { service, pods, style, .. } = inputs;
     let mut by_ports: BTreeMap<_, Vec<Arc<EndpointSlice>>> = BTreeMap::new();
     let mut family = Changes::default();
     for slice in existing {
@@ -71,15 +91,19 @@ fn plan_family(
         }
     }
 
-    for slice in unchanged {
-        let hinted = with_hints(service, (*slice).clone());
-        if hinted != *slice {
-            family.update.push(hinted);
-        }
-    }
-    changes.create.extend(family.create.into_iter().map(|slice| with_hints(service, slice)));
-    changes.update.extend(family.update.into_iter().map(|slice| with_hints(service, slice)));
+    let mut slices = Family { create: family.create, update: family.update, unchanged };
+    let hinting = if topology::is_wanted(service) {
+        let outcome = slices.deal_out(inputs.shares);
+        let is_new = !existing.iter().any(|slice| topology::has_hints(slice));
+        Some(Hinting { address_type, is_new, outcome })
+    } else {
+        distribute(service, &mut slices);
+        None
+    };
+    changes.create.extend(slices.create);
+    changes.update.extend(slices.update);
     changes.delete.extend(family.delete);
+    hinting
 }
 
 /// Endpoints of one family and set of ports on their way into slices.
@@ -205,11 +229,19 @@ fn new_slice(service: &Service, address_type: &str, ports: Vec<EndpointPort>, st
     }
 }
 
-fn with_hints(service: &Service, mut slice: EndpointSlice) -> EndpointSlice {
-    for endpoint in slice.endpoints.iter_mut().flatten() {
-        endpoint.hints = hints(service, endpoint);
+/// Hints by the Service's `trafficDistribution`.
+fn distribute(service: &Service, slices: &mut Family) {
+    let hint = |slice: &mut EndpointSlice| {
+        slice.endpoints.iter_mut().flatten().for_each(|endpoint| endpoint.hints = hints(service, endpoint));
+    };
+    for slice in std::mem::take(&mut slices.unchanged) {
+        let mut hinted = (*slice).clone();
+        hint(&mut hinted);
+        if hinted != *slice {
+            slices.update.push(hinted);
+        }
     }
-    slice
+    slices.create.iter_mut().chain(&mut slices.update).for_each(hint);
 }
 
 /// A slice to be deleted becomes one to be created: one write instead of two.

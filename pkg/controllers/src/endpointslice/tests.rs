@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use expect_test::{Expect, expect};
+use rkube_api::Kind;
 use rkube_api::k8s::core::v1::{ContainerPort, Node, Pod, PodIP, Service, ServicePort, ServiceSpec};
 use rkube_api::k8s::discovery::v1::EndpointSlice;
 use rkube_api::meta::pkg::util::intstr::IntOrString;
+use serde_json::json;
 
 use super::ENDPOINTSLICE;
-use super::plan::{Style, plan};
-use crate::testing::{World, labels, metadata, run_pod, survives_any_crash, template};
+use super::endpoints::ZonedPod;
+use super::plan::{Inputs, Style};
+use crate::testing::{World, events, labels, metadata, run_pod, survives_any_crash, template};
 
 fn service(port: IntOrString) -> Service {
     Service {
@@ -186,7 +189,10 @@ fn large_services_fill_slices_and_change_few() {
     let sizes = |slices: &[EndpointSlice]| {
         slices.iter().map(|slice| slice.endpoints.iter().flatten().count()).collect::<Vec<_>>()
     };
-    let first = plan(&service, &pods, &[], &style);
+    let plan = |pods: &[ZonedPod], existing: &[Arc<EndpointSlice>]| {
+        super::plan::plan(Inputs { service: &service, pods, existing, shares: None, style: &style }).0
+    };
+    let first = plan(&pods, &[]);
     assert_eq!(sizes(&first.create), [10, 10, 5]);
 
     let existing: Vec<_> = first
@@ -198,17 +204,54 @@ fn large_services_fill_slices_and_change_few() {
             Arc::new(slice)
         })
         .collect();
-    assert!(plan(&service, &pods, &existing, &style).update.is_empty());
+    assert!(plan(&pods, &existing).update.is_empty());
     // Three more fit into the last slice; one that goes costs one slice.
     let more: Vec<_> = pods
         .iter()
         .cloned()
         .chain((30..33).map(|index| (Arc::new(pod(&world, &format!("p{index}"), &format!("10.42.0.{index}"))), None)))
         .collect();
-    let grown = plan(&service, &more, &existing, &style);
+    let grown = plan(&more, &existing);
     assert_eq!((sizes(&grown.create), sizes(&grown.update)), (vec![], vec![8]));
-    let shrunk = plan(&service, &pods[1..], &existing, &style);
+    let shrunk = plan(&pods[1..], &existing);
     assert_eq!((sizes(&shrunk.create), sizes(&shrunk.update), shrunk.delete.len()), (vec![], vec![9], 0));
+}
+
+#[tokio::test]
+async fn topology_mode_deals_endpoints_out_while_the_nodes_are_ready() {
+    let mut world = arrange();
+    for (name, zone) in [("node-1", "z1"), ("node-2", "z2")] {
+        world.api.put(&ready_node(name, zone));
+    }
+    world.api.edit::<Service>("ns", "web", |service| {
+        service.metadata.annotations = Some(labels(&[("service.kubernetes.io/topology-mode", "Auto")]));
+    });
+    world.api.put(&pod(&world, "a", "10.42.0.1"));
+    world.api.put(&pod(&world, "b", "10.42.0.2"));
+    world.start();
+    world.settle().await;
+    check(
+        &world,
+        expect![[
+            r#"IPv4 ports [8080]: 10.42.0.1 ready+serving z1 hints ["z2"]; 10.42.0.2 ready+serving z1 hints ["z1"]"#
+        ]],
+    );
+    // With one zone left there is nothing to share.
+    world.api.edit::<Node>("", "node-2", |node| node.status = None);
+    world.settle().await;
+    check(
+        &world,
+        expect!["IPv4 ports [8080]: 10.42.0.1 ready+serving z1 hints []; 10.42.0.2 ready+serving z1 hints []"],
+    );
+    expect![[r#"
+        Normal TopologyAwareHintsEnabled: Topology Aware Hints has been enabled, addressType: IPv4
+        Warning TopologyAwareHintsDisabled: Insufficient Node information: allocatable CPU or zone not specified on one or more nodes, addressType: IPv4"#]].assert_eq(&events(&world, "ns"));
+}
+
+fn ready_node(name: &str, zone: &str) -> Node {
+    let labels = json!({"topology.kubernetes.io/zone": zone});
+    let status = json!({"allocatable": {"cpu": "2"}, "conditions": [{"type": "Ready", "status": "True"}]});
+    Node::from_value(json!({"metadata": {"name": name, "labels": labels}, "status": status})).expect("a node")
 }
 
 #[tokio::test]
