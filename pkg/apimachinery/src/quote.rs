@@ -10,6 +10,12 @@ pub fn quote(text: &str) -> Quoted<'_> {
     Quoted(text)
 }
 
+/// A list as Go's `%q` prints it: `["a" "b"]`.
+pub fn quote_list<T: AsRef<str>>(texts: &[T]) -> String {
+    let quoted: Vec<String> = texts.iter().map(|text| quote(text.as_ref()).to_string()).collect();
+    format!("[{}]", quoted.join(" "))
+}
+
 /// See [`quote`].
 #[derive(Clone, Copy, Debug)]
 pub struct Quoted<'a>(&'a str);

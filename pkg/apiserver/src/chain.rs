@@ -238,7 +238,7 @@ impl Inner {
         let credentials = Credentials { headers, connection };
         match self.authenticator.authenticate(&credentials).await {
             Ok(Some(found)) => Ok(authenticated(found.user)),
-            Ok(None) if self.anonymous && !headers.contains_key(header::AUTHORIZATION) => Ok(anonymous()),
+            Ok(None) if self.anonymous => Ok(anonymous()),
             Ok(None) => Err(ApiStatus::unauthorized()),
             Err(error) => {
                 debug!(%error, "Unable to authenticate the request");

@@ -17,6 +17,7 @@ pub mod openapi;
 pub mod proxy;
 pub mod query;
 pub mod rbac;
+mod references;
 pub mod request_info;
 mod resources;
 mod respond;

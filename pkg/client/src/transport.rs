@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use rkube_api::StoredObject;
 pub use rkube_api::resource::SharedResource;
-use rkube_apimachinery::status::ApiStatus;
+use rkube_apimachinery::status::{ApiStatus, Reason};
 
 /// A way to reach an API server with one identity.
 ///
@@ -131,5 +131,9 @@ impl ClientError {
 
     pub fn is_already_exists(&self) -> bool {
         self.status().is_some_and(ApiStatus::is_already_exists)
+    }
+
+    pub fn is_forbidden(&self) -> bool {
+        self.status().is_some_and(|status| status.is(Reason::Forbidden))
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use rkube_api::k8s::core::v1::{
-    Container, LimitRange, LimitRangeItem, PersistentVolumeClaim, Pod, ResourceRequirements,
+    Container, LimitRange, LimitRangeItem, PersistentVolumeClaim, Pod, PodSpec, ResourceRequirements,
 };
 use rkube_api::meta::pkg::api::resource::Quantity as Text;
 use rkube_api::pod_resources::{self, ResourceList, Side};
@@ -15,7 +15,7 @@ use rkube_apimachinery::quantity::Quantity;
 use rkube_apimachinery::status::ApiStatus;
 use rkube_registry::{Attributes, Operation};
 
-use super::{Objects, Plugin, forbidden, object};
+use super::{Objects, Plugin, aggregate, forbidden, object};
 
 const ANNOTATION: &str = "kubernetes.io/limit-ranger";
 const CONTAINER: &str = "Container";
@@ -64,7 +64,7 @@ impl LimitRanger {
                 None => Vec::new(),
             };
             if !errors.is_empty() {
-                return Err(forbidden(attributes, join(&errors)));
+                return Err(forbidden(attributes, aggregate(&errors)));
             }
         }
         Ok(())
@@ -84,20 +84,6 @@ fn target(attributes: &Attributes) -> Option<Target> {
         ("pods", "", Operation::Create) | ("pods", "resize", Operation::Update) if is_core => Some(Target::Pod),
         ("persistentvolumeclaims", "", _) if is_core => Some(Target::Claim),
         _ => None,
-    }
-}
-
-/// One error bare, several in brackets, as upstream's aggregate.
-fn join(errors: &[String]) -> String {
-    let mut unique: Vec<&str> = Vec::new();
-    for error in errors {
-        if !unique.contains(&error.as_str()) {
-            unique.push(error);
-        }
-    }
-    match unique.as_slice() {
-        [one] => (*one).to_owned(),
-        many => format!("[{}]", many.join(", ")),
     }
 }
 
@@ -156,14 +142,20 @@ fn check_pod(items: &[LimitRangeItem], pod: &Pod) -> Vec<String> {
                 }
             }
             POD => {
-                let requests = pod_resources::of_pod(spec, Side::Requests);
-                let limits = pod_resources::of_pod(spec, Side::Limits);
-                check(item, &requests, &limits, &mut errors);
+                check(item, &of_pod(spec, Side::Requests), &of_pod(spec, Side::Limits), &mut errors);
             }
             _ => {}
         }
     }
     errors
+}
+
+/// A pod's amounts as limits see them: overhead, which its author does not set, is not counted.
+fn of_pod(spec: &PodSpec, side: Side) -> ResourceList {
+    let mut total = pod_resources::of_containers(spec, side);
+    let own = pod_resources::of(spec.resources.as_ref(), side);
+    total.extend(own.into_iter().filter(|(name, _)| matches!(name.as_str(), "cpu" | "memory")));
+    total
 }
 
 /// Claims have requests only.

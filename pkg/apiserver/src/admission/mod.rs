@@ -5,18 +5,24 @@
 //!
 //! Behaves as `pkg/kubeapiserver/options/plugins.go`, v1.36.
 
+mod certificates;
 mod default_class;
 mod default_tolerations;
 mod limit_ranger;
 mod namespace_lifecycle;
+mod node_restriction;
 mod object_in_use;
 mod objects;
+mod pod_resize;
 mod pod_security;
+mod pod_topology;
 mod priority;
 mod resource_quota;
+mod role_escalation;
 mod runtime_class;
 mod service_account;
 mod taint_nodes;
+mod token_audience;
 mod volume_resize;
 
 use std::sync::Arc;
@@ -26,7 +32,9 @@ use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::random::SharedRandom;
 use rkube_apimachinery::status::{ApiStatus, Reason};
 use rkube_registry::{Admission, Attributes, Operation, Registry};
+use serde_json::Value;
 
+use crate::auth::Authorizer;
 pub use objects::Objects;
 
 /// One step of the chain. A plugin that does not mutate or does not validate leaves that half alone.
@@ -56,12 +64,18 @@ impl Chain {
     }
 
     /// The plugins of this module, in upstream's order.
-    pub fn builtin(registry: &Arc<Registry>, clock: SharedClock, random: SharedRandom) -> Vec<Box<dyn Plugin>> {
+    pub fn builtin(
+        registry: &Arc<Registry>,
+        authorizer: &Arc<dyn Authorizer>,
+        clock: SharedClock,
+        random: SharedRandom,
+    ) -> Vec<Box<dyn Plugin>> {
         let objects = Objects::new(Arc::clone(registry));
         vec![
             Box::new(namespace_lifecycle::NamespaceLifecycle::new(objects.clone())),
             Box::new(limit_ranger::LimitRanger::new(objects.clone())),
             Box::new(service_account::ServiceAccountAdmission::new(objects.clone(), random)),
+            Box::new(node_restriction::NodeRestriction::new(objects.clone(), Arc::clone(authorizer))),
             Box::new(taint_nodes::TaintNodesByCondition),
             Box::new(pod_security::PodSecurity::new(objects.clone())),
             Box::new(priority::PriorityAdmission::new(objects.clone())),
@@ -70,8 +84,14 @@ impl Chain {
             Box::new(object_in_use::StorageObjectInUseProtection),
             Box::new(volume_resize::PersistentVolumeClaimResize::new(objects.clone())),
             Box::new(runtime_class::RuntimeClassAdmission::new(objects.clone())),
+            Box::new(certificates::CertificateApproval::new(Arc::clone(authorizer))),
+            Box::new(certificates::CertificateSigning::new(Arc::clone(authorizer))),
+            Box::new(certificates::CertificateSubjectRestriction),
             Box::new(default_class::DefaultIngressClass::new(objects.clone())),
-            Box::new(resource_quota::ResourceQuotaAdmission::new(objects, clock)),
+            Box::new(pod_topology::PodTopologyLabels::new(objects.clone())),
+            Box::new(pod_resize::PodResizeValidator::new(objects.clone())),
+            Box::new(resource_quota::ResourceQuotaAdmission::new(objects.clone(), clock)),
+            Box::new(role_escalation::RoleEscalation::new(objects, Arc::clone(authorizer))),
         ]
     }
 }
@@ -114,9 +134,37 @@ fn forbidden(attributes: &mut Attributes, reason: impl std::fmt::Display) -> Api
     ApiStatus::forbidden(&attributes.resource.group_resource(), &name, &reason.to_string())
 }
 
+/// One error bare, several in brackets, none twice, as upstream's aggregate.
+pub(crate) fn aggregate(errors: &[String]) -> String {
+    let mut unique: Vec<&str> = Vec::new();
+    for error in errors {
+        if !unique.contains(&error.as_str()) {
+            unique.push(error);
+        }
+    }
+    match unique.as_slice() {
+        [one] => (*one).to_owned(),
+        many => format!("[{}]", many.join(", ")),
+    }
+}
+
 /// Wraps a failure to look something up as a denial, unless it is one already.
 fn forbidden_because(attributes: &mut Attributes, status: ApiStatus) -> ApiStatus {
     if status.is(Reason::Forbidden) { status } else { forbidden(attributes, status.message()) }
+}
+
+/// Without members that are null or empty, which stand for what is not there.
+fn without_empty(mut value: Value) -> Value {
+    if let Some(object) = value.as_object_mut() {
+        let members = std::mem::take(object).into_iter().map(|(name, member)| (name, without_empty(member)));
+        object.extend(members.filter(|(_, member)| match member {
+            Value::Null => false,
+            Value::Object(members) => !members.is_empty(),
+            Value::Array(items) => !items.is_empty(),
+            _ => true,
+        }));
+    }
+    value
 }
 
 /// The object of the request as `K`. Only called for requests that carry one.

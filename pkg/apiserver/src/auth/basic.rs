@@ -93,11 +93,12 @@ impl StaticTokens {
     }
 }
 
-/// The token of an `Authorization: Bearer` header.
+/// The token of an `Authorization: Bearer` header. A header of another scheme, or with more than one space
+/// before the token, is as none.
 pub fn bearer_token(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?.trim();
-    let (scheme, token) = value.split_once(' ')?;
-    let token = token.trim();
+    let mut parts = value.splitn(3, ' ');
+    let (scheme, token) = (parts.next()?, parts.next()?);
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
@@ -169,7 +170,7 @@ impl Authorizer for MastersOnly {
             } else {
                 Vec::new()
             },
-            incomplete: false,
+            ..Rules::default()
         };
         Box::pin(std::future::ready(rules))
     }

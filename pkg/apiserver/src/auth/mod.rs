@@ -41,7 +41,7 @@ pub trait Authenticator: Send + Sync + 'static {
     /// `None` when the request has no credentials this authenticator knows.
     ///
     /// # Errors
-    /// Bad credentials: the request is answered 401 whatever other authenticators say.
+    /// Bad credentials, and no good ones beside them: the request is answered 401, never as anonymous.
     fn authenticate<'a>(
         &'a self,
         credentials: &'a Credentials<'a>,
@@ -93,6 +93,8 @@ pub struct Rules {
     pub resource_rules: Vec<serde_json::Value>,
     pub non_resource_rules: Vec<serde_json::Value>,
     pub incomplete: bool,
+    /// Why it is incomplete.
+    pub errors: Vec<String>,
 }
 
 /// Decides who may do what.

@@ -1,6 +1,6 @@
 //! What a node may do: what every kubelet needs, and of secrets and the like only what its pods use.
 //!
-//! Behaves as `plugin/pkg/auth/authorizer/node/node_authorizer.go`, v1.36.
+//! Behaves as `plugin/pkg/auth/authorizer/node/{node_authorizer,graph}.go`, v1.36.
 
 // Differs from upstream: there is no graph of all references. A node runs some hundred pods, which the watch
 // cache finds by `spec.nodeName`; whether one of them uses an object is looked at when it is asked.
@@ -8,23 +8,26 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use rkube_api::k8s::core::v1::{EnvFromSource, EnvVar, PersistentVolume, PersistentVolumeClaim, Pod, PodSpec};
+use rkube_api::k8s::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use rkube_api::k8s::rbac::v1::PolicyRule;
+use rkube_api::k8s::resource::v1::ResourceSlice;
 use rkube_api::k8s::storage::v1::VolumeAttachment;
+use rkube_apimachinery::quote::quote;
 use rkube_apimachinery::status::ApiStatus;
 use rkube_registry::UserInfo;
 
 use super::{Attributes, Authorizer, Decision, Rules};
 use crate::admission::Objects;
 use crate::rbac::{Request, bootstrap, rule};
+use crate::references;
 
 const USER_PREFIX: &str = "system:node:";
 const GROUP: &str = "system:nodes";
-const LEASE_NAMESPACE: &str = "kube-node-lease";
+pub(crate) const LEASE_NAMESPACE: &str = "kube-node-lease";
 
-/// The node a user is, by name and group.
-pub fn node_name(user: &UserInfo) -> Option<&str> {
-    let name = user.name.strip_prefix(USER_PREFIX).filter(|name| !name.is_empty())?;
+/// The node a user is, by name and group. The name may be empty: a node nobody can tell from others.
+pub fn node_identity(user: &UserInfo) -> Option<&str> {
+    let name = user.name.strip_prefix(USER_PREFIX)?;
     user.groups.iter().any(|group| group == GROUP).then_some(name)
 }
 
@@ -32,6 +35,13 @@ pub fn node_name(user: &UserInfo) -> Option<&str> {
 pub struct NodeAuthorizer {
     objects: Objects,
     rules: Vec<PolicyRule>,
+}
+
+/// `Err` is why not, for the answer; the error of a lookup counts as a denial too.
+type Verdict = Result<(), String>;
+
+fn allowed_if(is: bool, otherwise: &str) -> Verdict {
+    if is { Ok(()) } else { Err(otherwise.to_owned()) }
 }
 
 impl NodeAuthorizer {
@@ -43,188 +53,258 @@ impl NodeAuthorizer {
         Self { objects, rules: role.and_then(|role| role.rules).unwrap_or_default() }
     }
 
-    async fn decide(&self, node: &str, wish: &Attributes) -> Result<bool, ApiStatus> {
-        let read = matches!(wish.verb.as_str(), "get" | "list" | "watch");
+    async fn decide(&self, node: &str, wish: &Attributes) -> Verdict {
         let plain = wish.subresource.is_empty();
+        let verb = wish.verb.as_str();
+        let is_read = matches!(verb, "get" | "list" | "watch");
         match (wish.group.as_str(), wish.resource.as_str()) {
-            ("", "secrets") => Ok(read && plain && self.uses(node, wish, uses_secret).await?),
-            ("", "configmaps") => Ok(read && plain && self.uses(node, wish, uses_config_map).await?),
-            ("", "persistentvolumeclaims") => {
-                let verb = (wish.verb == "get" && plain)
-                    || (wish.subresource == "status" && matches!(wish.verb.as_str(), "get" | "update" | "patch"));
-                Ok(verb && self.uses(node, wish, uses_claim).await?)
+            ("", "secrets" | "configmaps") => self.read(node, wish, is_read).await,
+            ("", "persistentvolumeclaims") if wish.subresource == "status" => {
+                allowed_if(matches!(verb, "update" | "patch"), "can only get/update/patch this type")?;
+                self.related(node, wish).await
             }
-            ("", "persistentvolumes") => Ok(wish.verb == "get" && plain && self.uses_volume(node, &wish.name).await?),
+            ("", "persistentvolumeclaims" | "persistentvolumes")
+            | ("resource.k8s.io", "resourceclaims")
+            | ("storage.k8s.io", "volumeattachments") => self.get(node, wish).await,
+            ("", "serviceaccounts") if verb == "get" && plain => self.read(node, wish, is_read).await,
             ("", "serviceaccounts") => {
-                let verb = (wish.verb == "create" && wish.subresource == "token") || (wish.verb == "get" && plain);
-                Ok(verb && self.uses(node, wish, uses_service_account).await?)
+                let is_create = verb == "create" && !wish.name.is_empty();
+                allowed_if(is_create, "can only create tokens for individual service accounts")?;
+                allowed_if(wish.subresource == "token", "can only create token subresource of serviceaccount")?;
+                self.related(node, wish).await
             }
-            ("storage.k8s.io", "volumeattachments") => {
-                let attachment = self.objects.cached_or_live::<VolumeAttachment>("", &wish.name).await?;
-                let here = attachment.is_some_and(|attachment| attachment.spec.node_name == node);
-                Ok(wish.verb == "get" && plain && here)
-            }
-            ("storage.k8s.io", "csinodes") => Ok(plain && own(wish, node) && self.by_rule(wish)),
-            ("coordination.k8s.io", "leases") => {
-                Ok(wish.namespace == LEASE_NAMESPACE && own(wish, node) && self.by_rule(wish))
-            }
-            ("", "nodes") => Ok(self.node(node, wish)),
+            ("coordination.k8s.io", "leases") => lease(node, wish),
+            ("storage.k8s.io", "csinodes") => csi_node(node, wish),
+            ("resource.k8s.io", "resourceslices") => self.resource_slice(node, wish).await,
+            ("", "nodes") => own_node(node, wish),
             ("", "pods") => self.pod(node, wish).await,
-            _ => Ok(self.by_rule(wish)),
+            _ => allowed_if(self.by_rule(wish), ""),
         }
     }
 
-    /// Of nodes, only itself is seen and changed.
-    fn node(&self, node: &str, wish: &Attributes) -> bool {
-        let itself = match wish.verb.as_str() {
-            "create" => true,
-            "list" | "watch" => wish.name == node || selects(wish, "metadata.name", node),
-            _ => wish.name == node,
-        };
-        itself && self.by_rule(wish)
+    /// Reads of one named object in a namespace.
+    async fn read(&self, node: &str, wish: &Attributes, is_read: bool) -> Verdict {
+        allowed_if(is_read, "can only read resources of this type")?;
+        allowed_if(wish.subresource.is_empty(), "cannot read subresource")?;
+        allowed_if(!wish.namespace.is_empty(), "can only read namespaced object of this type")?;
+        self.related(node, wish).await
     }
 
-    /// Of pods, only its own. New ones are mirrors of what it runs; admission checks that.
-    async fn pod(&self, node: &str, wish: &Attributes) -> Result<bool, ApiStatus> {
-        let allowed = match wish.verb.as_str() {
-            "create" if wish.subresource.is_empty() => true,
-            "list" | "watch" if wish.name.is_empty() => selects(wish, "spec.nodeName", node),
-            _ => {
-                let pod = self.objects.cached_or_live::<Pod>(&wish.namespace, &wish.name).await?;
-                // A pod that is gone is told to be gone.
-                pod.is_none_or(|pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(node))
+    async fn get(&self, node: &str, wish: &Attributes) -> Verdict {
+        allowed_if(wish.verb == "get", "can only get individual resources of this type")?;
+        allowed_if(wish.subresource.is_empty(), "cannot get subresource")?;
+        self.related(node, wish).await
+    }
+
+    /// Whether something of the node leads to the object.
+    async fn related(&self, node: &str, wish: &Attributes) -> Verdict {
+        allowed_if(!wish.name.is_empty(), "No Object name found")?;
+        let related = self.is_related(node, wish).await.unwrap_or(false);
+        allowed_if(related, &format!("no relationship found between node '{node}' and this object"))
+    }
+
+    async fn is_related(&self, node: &str, wish: &Attributes) -> Result<bool, ApiStatus> {
+        let name = wish.name.as_str();
+        let uses = |find: fn(&Pod, &str) -> bool| self.any_pod(node, &wish.namespace, move |pod| find(pod, name));
+        Ok(match (wish.group.as_str(), wish.resource.as_str()) {
+            ("", "secrets") => {
+                uses(|pod, name| pod.spec.iter().any(|spec| references::secrets(spec).any(|known| known == name)))
+                    .await?
+                    || self.mounts_with(node, &wish.namespace, name).await?
             }
-        };
-        Ok(allowed && self.by_rule(wish))
+            ("", "configmaps") => {
+                uses(|pod, name| pod.spec.iter().any(|spec| references::config_maps(spec).any(|known| known == name)))
+                    .await?
+            }
+            ("", "serviceaccounts") => {
+                uses(|pod, name| pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref()) == Some(name))
+                    .await?
+            }
+            ("", "persistentvolumeclaims") => {
+                uses(|pod, name| references::claims(pod).any(|known| known == name)).await?
+            }
+            ("resource.k8s.io", "resourceclaims") => {
+                uses(|pod, name| references::resource_claims(pod).any(|known| known == name)).await?
+            }
+            ("", "persistentvolumes") => {
+                let volume = self.objects.cached_or_live::<PersistentVolume>("", name).await?;
+                match volume.as_deref().and_then(claim_of) {
+                    Some((namespace, claim)) => self.uses_claim(node, namespace, claim).await?,
+                    None => false,
+                }
+            }
+            ("storage.k8s.io", "volumeattachments") => {
+                let attachment = self.objects.cached_or_live::<VolumeAttachment>("", name).await?;
+                attachment.is_some_and(|attachment| attachment.spec.node_name == node)
+            }
+            ("resource.k8s.io", "resourceslices") => {
+                let slice = self.objects.cached_or_live::<ResourceSlice>("", name).await?;
+                slice.is_some_and(|slice| slice.spec.node_name.as_deref() == Some(node))
+            }
+            ("", "pods") => {
+                let pod = self.objects.cached_or_live::<Pod>(&wish.namespace, name).await?;
+                pod.is_some_and(|pod| references::node_of(&pod) == node)
+            }
+            _ => false,
+        })
+    }
+
+    /// Whether one of the node's pods is so. Mirror pods do not count: whoever can make them could read
+    /// anything by naming it in one.
+    async fn any_pod(&self, node: &str, namespace: &str, is: impl Fn(&Pod) -> bool) -> Result<bool, ApiStatus> {
+        Ok(self.pods(node, namespace).await?.iter().any(|pod| is(pod)))
+    }
+
+    async fn pods(&self, node: &str, namespace: &str) -> Result<Vec<Arc<Pod>>, ApiStatus> {
+        let mut pods = self.objects.select::<Pod>(namespace, &format!("spec.nodeName={node}")).await?;
+        pods.retain(|pod| !references::is_mirror(pod));
+        Ok(pods)
+    }
+
+    async fn uses_claim(&self, node: &str, namespace: &str, claim: &str) -> Result<bool, ApiStatus> {
+        self.any_pod(node, namespace, |pod| references::claims(pod).any(|known| known == claim)).await
+    }
+
+    /// Whether a volume that is bound to a claim of the node's pods is mounted with the secret.
+    async fn mounts_with(&self, node: &str, namespace: &str, secret: &str) -> Result<bool, ApiStatus> {
+        for pod in self.pods(node, "").await? {
+            let of_pod = pod.metadata.namespace.as_deref().unwrap_or_default();
+            for name in references::claims(&pod) {
+                let claim = self.objects.cached::<PersistentVolumeClaim>(of_pod, &name).await?;
+                let volume = claim.as_ref().and_then(|claim| claim.spec.as_ref()?.volume_name.as_deref());
+                let Some(volume) = volume.filter(|volume| !volume.is_empty()) else { continue };
+                let Some(volume) = self.objects.cached::<PersistentVolume>("", volume).await? else { continue };
+                let is_bound = claim_of(&volume) == Some((of_pod, name.as_str()));
+                let mut secrets = references::volume_secrets(&volume).into_iter();
+                if is_bound && secrets.any(|known| known.0 == namespace && known.1 == secret) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// A new slice's node is checked by admission, which sees the object.
+    async fn resource_slice(&self, node: &str, wish: &Attributes) -> Verdict {
+        allowed_if(wish.subresource.is_empty(), "cannot authorize ResourceSlice subresources")?;
+        match wish.verb.as_str() {
+            "create" => Ok(()),
+            "get" | "update" | "patch" | "delete" => self.related(node, wish).await,
+            "watch" | "list" | "deletecollection" => allowed_if(
+                selects(wish, "spec.nodeName", node),
+                "can only list/watch/deletecollection resourceslices with nodeName field selector",
+            ),
+            _ => Err("only the following verbs are allowed for a ResourceSlice: get, watch, list, create, update, \
+                      patch, delete, deletecollection"
+                .to_owned()),
+        }
+    }
+
+    /// Of pods, only its own. Which ones it makes, deletes and evicts is checked by admission.
+    async fn pod(&self, node: &str, wish: &Attributes) -> Verdict {
+        match (wish.subresource.as_str(), wish.verb.as_str()) {
+            ("", "get") => self.get(node, wish).await,
+            ("", "list" | "watch") if selects(wish, "spec.nodeName", node) => Ok(()),
+            ("", "list" | "watch") if !wish.name.is_empty() => self.related(node, wish).await,
+            ("", "list" | "watch") => Err("can only list/watch pods with spec.nodeName field selector".to_owned()),
+            ("", "create" | "delete") | ("status", "update" | "patch") | ("eviction", "create") => Ok(()),
+            _ => Err(String::new()),
+        }
     }
 
     fn by_rule(&self, wish: &Attributes) -> bool {
-        let request = Request::Resource {
-            verb: &wish.verb,
-            group: &wish.group,
-            resource: &wish.resource,
-            subresource: &wish.subresource,
-            namespace: &wish.namespace,
-            name: &wish.name,
+        let request = if wish.is_resource {
+            Request::Resource {
+                verb: &wish.verb,
+                group: &wish.group,
+                resource: &wish.resource,
+                subresource: &wish.subresource,
+                namespace: &wish.namespace,
+                name: &wish.name,
+            }
+        } else {
+            Request::Path { verb: &wish.verb, path: &wish.path }
         };
         self.rules.iter().any(|rule| rule::allows(rule, &request))
     }
+}
 
-    async fn uses(
-        &self,
-        node: &str,
-        wish: &Attributes,
-        uses: fn(&PodSpec, &Pod, &str) -> bool,
-    ) -> Result<bool, ApiStatus> {
-        if wish.name.is_empty() || wish.namespace.is_empty() {
-            return Ok(false);
+/// Its own lease. The name of a new one is checked by admission.
+fn lease(node: &str, wish: &Attributes) -> Verdict {
+    let verb = wish.verb.as_str();
+    let is_known = matches!(verb, "get" | "create" | "update" | "patch" | "delete");
+    allowed_if(is_known, "can only get, create, update, patch, or delete a node lease")?;
+    let text = format!("can only access leases in the {} system namespace", quote(LEASE_NAMESPACE));
+    allowed_if(wish.namespace == LEASE_NAMESPACE, &text)?;
+    let is_own = verb == "create" || wish.name == node;
+    allowed_if(is_own, "can only access node lease with the same name as the requesting node")
+}
+
+fn csi_node(node: &str, wish: &Attributes) -> Verdict {
+    let verb = wish.verb.as_str();
+    let is_known = matches!(verb, "get" | "create" | "update" | "patch" | "delete");
+    allowed_if(is_known, "can only get, create, update, patch, or delete a CSINode")?;
+    allowed_if(wish.subresource.is_empty(), "cannot authorize CSINode subresources")?;
+    let is_own = verb == "create" || wish.name == node;
+    allowed_if(is_own, "can only access CSINode with the same name as the requesting node")
+}
+
+/// Of nodes, only itself is seen, also before it is there; that only itself is changed is checked by admission.
+fn own_node(node: &str, wish: &Attributes) -> Verdict {
+    match (wish.subresource.as_str(), wish.verb.as_str()) {
+        ("", "create" | "update" | "patch") | ("status", "update" | "patch") => Ok(()),
+        ("", "get" | "list" | "watch") if wish.name == node => Ok(()),
+        ("", "get" | "list" | "watch") if wish.name.is_empty() => {
+            Err(format!("node '{node}' cannot read all nodes, only its own Node object"))
         }
-        let pods = self.objects.select::<Pod>(&wish.namespace, &format!("spec.nodeName={node}")).await?;
-        Ok(pods.iter().any(|pod| {
-            let is_mirror =
-                pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key("kubernetes.io/config.mirror"));
-            // Whoever can make mirror pods could read anything by naming it in one.
-            !is_mirror && pod.spec.as_ref().is_some_and(|spec| uses(spec, pod, &wish.name))
-        }))
-    }
-
-    /// A volume is used through the claim it is bound to.
-    async fn uses_volume(&self, node: &str, name: &str) -> Result<bool, ApiStatus> {
-        let Some(volume) = self.objects.cached_or_live::<PersistentVolume>("", name).await? else { return Ok(false) };
-        let Some(claim) = volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref()) else { return Ok(false) };
-        let (Some(namespace), Some(claim)) = (&claim.namespace, &claim.name) else { return Ok(false) };
-        let bound = self.objects.cached_or_live::<PersistentVolumeClaim>(namespace, claim).await?;
-        let is_bound =
-            bound.is_some_and(|claim| claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()) == Some(name));
-        let wish = Attributes { namespace: namespace.clone(), name: claim.clone(), ..Attributes::default() };
-        Ok(is_bound && self.uses(node, &wish, uses_claim).await?)
+        ("", "get" | "list" | "watch") => {
+            Err(format!("node '{node}' cannot read '{}', only its own Node object", wish.name))
+        }
+        _ => Err(String::new()),
     }
 }
 
-/// A named object must be the node's own; a new one is checked by admission.
-fn own(wish: &Attributes, node: &str) -> bool {
-    wish.name == node || (wish.verb == "create" && wish.name.is_empty())
+/// Namespace and name of the claim a volume is for.
+fn claim_of(volume: &PersistentVolume) -> Option<(&str, &str)> {
+    let claim = volume.spec.as_ref()?.claim_ref.as_ref()?;
+    Some((claim.namespace.as_deref()?, claim.name.as_deref()?))
 }
 
 fn selects(wish: &Attributes, field: &str, value: &str) -> bool {
     wish.field_selector.split(',').any(|term| {
         let (name, wanted) = term.split_once('=').unwrap_or((term, ""));
-        name == field && wanted.trim_start_matches('=') == value
+        name.trim() == field && wanted.strip_prefix('=').unwrap_or(wanted).trim() == value
     })
-}
-
-/// Environments of all containers.
-fn environments(spec: &PodSpec) -> impl Iterator<Item = (&[EnvVar], &[EnvFromSource])> {
-    let regular = spec.init_containers.iter().flatten().chain(&spec.containers);
-    let regular = regular.map(|c| (c.env.as_deref().unwrap_or_default(), c.env_from.as_deref().unwrap_or_default()));
-    let ephemeral = spec.ephemeral_containers.iter().flatten();
-    regular.chain(ephemeral.map(|c| (c.env.as_deref().unwrap_or_default(), c.env_from.as_deref().unwrap_or_default())))
-}
-
-fn uses_secret(spec: &PodSpec, _: &Pod, name: &str) -> bool {
-    let in_environment = environments(spec).any(|(env, env_from)| {
-        env.iter().any(|variable| {
-            let source = variable.value_from.as_ref().and_then(|source| source.secret_key_ref.as_ref());
-            source.is_some_and(|secret| secret.name == name)
-        }) || env_from.iter().any(|source| source.secret_ref.as_ref().is_some_and(|secret| secret.name == name))
-    });
-    let in_volumes = spec.volumes.iter().flatten().any(|volume| {
-        let direct = volume.secret.as_ref().and_then(|secret| secret.secret_name.as_deref()) == Some(name);
-        let projected = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
-        let mut projected = projected.filter_map(|source| source.secret.as_ref());
-        let csi = volume.csi.as_ref().and_then(|csi| csi.node_publish_secret_ref.as_ref());
-        direct || projected.any(|secret| secret.name == name) || csi.is_some_and(|secret| secret.name == name)
-    });
-    let for_images = spec.image_pull_secrets.iter().flatten().any(|secret| secret.name == name);
-    in_environment || in_volumes || for_images
-}
-
-fn uses_config_map(spec: &PodSpec, _: &Pod, name: &str) -> bool {
-    let in_environment = environments(spec).any(|(env, env_from)| {
-        env.iter().any(|variable| {
-            let source = variable.value_from.as_ref().and_then(|source| source.config_map_key_ref.as_ref());
-            source.is_some_and(|map| map.name == name)
-        }) || env_from.iter().any(|source| source.config_map_ref.as_ref().is_some_and(|map| map.name == name))
-    });
-    let in_volumes = spec.volumes.iter().flatten().any(|volume| {
-        let projected = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
-        let mut projected = projected.filter_map(|source| source.config_map.as_ref());
-        volume.config_map.as_ref().is_some_and(|map| map.name == name) || projected.any(|map| map.name == name)
-    });
-    in_environment || in_volumes
-}
-
-fn uses_claim(spec: &PodSpec, pod: &Pod, name: &str) -> bool {
-    spec.volumes.iter().flatten().any(|volume| {
-        let direct = volume.persistent_volume_claim.as_ref().is_some_and(|claim| claim.claim_name == name);
-        // The claim of an ephemeral volume is named after its pod.
-        let pod = pod.metadata.name.as_deref().unwrap_or_default();
-        direct || (volume.ephemeral.is_some() && name == format!("{pod}-{}", volume.name))
-    })
-}
-
-fn uses_service_account(spec: &PodSpec, _: &Pod, name: &str) -> bool {
-    spec.service_account_name.as_deref() == Some(name)
 }
 
 impl Authorizer for NodeAuthorizer {
     fn authorize<'a>(&'a self, attributes: &'a Attributes) -> BoxFuture<'a, Decision> {
         Box::pin(async move {
             let none = |reason: String| Decision::NoOpinion { reason };
-            let Some(node) = node_name(&attributes.user).filter(|_| attributes.is_resource) else {
-                return none(String::new());
+            let Some(node) = node_identity(&attributes.user) else { return none(String::new()) };
+            if node.is_empty() {
+                return none(format!("unknown node for user {}", quote(&attributes.user.name)));
+            }
+            let verdict = if attributes.is_resource {
+                self.decide(node, attributes).await
+            } else {
+                allowed_if(self.by_rule(attributes), "")
             };
-            match self.decide(node, attributes).await {
-                Ok(true) => Decision::Allow { reason: String::new() },
-                Ok(false) => none(format!("no relationship found between node '{node}' and this object")),
-                Err(error) => none(error.message().to_owned()),
+            match verdict {
+                Ok(()) => Decision::Allow { reason: String::new() },
+                Err(reason) => none(reason),
             }
         })
     }
 
-    fn rules<'a>(&'a self, _: &'a UserInfo, _: &'a str) -> BoxFuture<'a, Rules> {
+    fn rules<'a>(&'a self, user: &'a UserInfo, _: &'a str) -> BoxFuture<'a, Rules> {
         // What a node may do depends on its pods and cannot be listed.
-        Box::pin(std::future::ready(Rules { incomplete: true, ..Rules::default() }))
+        let evaluation_error = node_identity(user).map(|_| "node authorizer does not support user rule resolution");
+        let rules = match evaluation_error {
+            Some(error) => Rules { incomplete: true, errors: vec![error.to_owned()], ..Rules::default() },
+            None => Rules::default(),
+        };
+        Box::pin(std::future::ready(rules))
     }
 }
 
@@ -254,6 +334,7 @@ impl Authorizer for Union {
                 all.resource_rules.extend(rules.resource_rules);
                 all.non_resource_rules.extend(rules.non_resource_rules);
                 all.incomplete |= rules.incomplete;
+                all.errors.extend(rules.errors);
             }
             all
         })

@@ -12,6 +12,7 @@ use rkube_api::Kind;
 use rkube_api::k8s::core::v1::{Node, Pod, Secret, ServiceAccount};
 use rkube_api::meta::pkg::apis::meta::v1::ObjectMeta;
 use rkube_apimachinery::clock::SharedClock;
+use rkube_apimachinery::quote::quote_list;
 use rkube_apimachinery::status::ApiStatus;
 use rkube_pki::service_account::{LEGACY_ISSUER, ServiceAccountKeys};
 use rkube_registry::UserInfo;
@@ -131,7 +132,9 @@ impl Verifier {
             wanted.iter().filter(|audience| good_for.contains(&audience.as_str())).cloned().collect();
         if common.is_empty() {
             return Err(AuthenticationError(format!(
-                "token audiences {good_for:?} is invalid for the target audiences {wanted:?}"
+                "token audiences {} is invalid for the target audiences {}",
+                quote_list(&good_for),
+                quote_list(wanted)
             )));
         }
         let own = &claims[CLAIM];

@@ -65,24 +65,40 @@ impl RbacAuthorizer {
         });
         Ok(Self { policy })
     }
-
-    /// What is in force now, for escalation checks.
-    pub fn policy(&self) -> Arc<Policy> {
-        self.policy.load_full()
-    }
 }
 
 async fn compile(objects: &Objects) -> Result<Policy, ApiStatus> {
-    let roles = objects.list::<Role>("").await?;
-    let cluster_roles = objects.list::<ClusterRole>("").await?;
-    let role_bindings = objects.list::<RoleBinding>("").await?;
-    let cluster_role_bindings = objects.list::<ClusterRoleBinding>("").await?;
-    Ok(Policy::build(
+    Ok(build(
+        &objects.list::<Role>("").await?,
+        &objects.list::<ClusterRole>("").await?,
+        &objects.list::<RoleBinding>("").await?,
+        &objects.list::<ClusterRoleBinding>("").await?,
+    ))
+}
+
+/// What roles and bindings say at this moment, those the authorizer has not heard of yet included: a role made
+/// just now can be bound.
+pub(crate) async fn compile_live(objects: &Objects) -> Result<Policy, ApiStatus> {
+    Ok(build(
+        &objects.list_live::<Role>("").await?,
+        &objects.list_live::<ClusterRole>("").await?,
+        &objects.list_live::<RoleBinding>("").await?,
+        &objects.list_live::<ClusterRoleBinding>("").await?,
+    ))
+}
+
+fn build(
+    roles: &[Arc<Role>],
+    cluster_roles: &[Arc<ClusterRole>],
+    role_bindings: &[Arc<RoleBinding>],
+    cluster_role_bindings: &[Arc<ClusterRoleBinding>],
+) -> Policy {
+    Policy::build(
         roles.iter().map(AsRef::as_ref),
         cluster_roles.iter().map(AsRef::as_ref),
         role_bindings.iter().map(AsRef::as_ref),
         cluster_role_bindings.iter().map(AsRef::as_ref),
-    ))
+    )
 }
 
 fn stores(registry: &Registry) -> Result<Vec<Store>, ApiStatus> {
@@ -159,7 +175,7 @@ impl Authorizer for RbacAuthorizer {
                 .into_iter()
                 .map(|rule| json!({ "verbs": rule.verbs, "nonResourceURLs": rule.non_resource_urls }))
                 .collect(),
-            incomplete: false,
+            ..Rules::default()
         };
         Box::pin(std::future::ready(rules))
     }

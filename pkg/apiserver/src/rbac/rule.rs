@@ -4,6 +4,7 @@
 //! `component-helpers/auth/rbac/validation/policy_comparator.go`, v1.36.
 
 use rkube_api::k8s::rbac::v1::PolicyRule;
+use rkube_apimachinery::quote::quote_list;
 
 use super::policy::Request;
 
@@ -49,6 +50,20 @@ fn path_matches(known: &[String], path: &str) -> bool {
         Some(prefix) => path.starts_with(prefix),
         None => one == path,
     })
+}
+
+/// Parts that rules may have to be compared: cluster-admin's own roles together have some thousand.
+const PARTS_MAX: usize = 100_000;
+
+/// Whether comparing `rules` part by part would take too long. A rule of a body's size can have billions of parts.
+pub fn is_too_large(rules: &[PolicyRule]) -> bool {
+    let parts = rules.iter().map(|rule| {
+        let names = list(&rule.resource_names).len().max(1);
+        let resources = [list(&rule.api_groups).len(), list(&rule.resources).len(), names];
+        let resources = resources.into_iter().fold(1, usize::saturating_mul);
+        rule.verbs.len().saturating_mul(resources.saturating_add(list(&rule.non_resource_urls).len()))
+    });
+    parts.fold(0, usize::saturating_add) > PARTS_MAX
 }
 
 /// The parts of `requested` that `owned` does not cover: empty if the owner may grant them all.
@@ -123,13 +138,31 @@ fn resources_cover(owned: &[String], wanted: &[String]) -> bool {
     })
 }
 
+/// Puts the verbs of parts about the same resource and name together, for messages.
+pub fn merge_verbs(parts: Vec<PolicyRule>) -> Vec<PolicyRule> {
+    let mut merged: Vec<PolicyRule> = Vec::new();
+    for part in parts {
+        let same = merged.iter_mut().find(|known| {
+            part.non_resource_urls.is_none()
+                && known.api_groups == part.api_groups
+                && known.resources == part.resources
+                && known.resource_names == part.resource_names
+                && known.non_resource_urls.is_none()
+        });
+        match same {
+            Some(known) => known.verbs.extend(part.verbs),
+            None => merged.push(part),
+        }
+    }
+    merged
+}
+
 /// `{APIGroups:["apps"], Resources:["deployments"], Verbs:["get"]}`, as upstream writes missing rules.
 pub fn compact(rule: &PolicyRule) -> String {
     let mut fields = Vec::new();
     let mut add = |name: &str, values: &[String]| {
         if !values.is_empty() {
-            let quoted: Vec<String> = values.iter().map(|value| format!("{value:?}")).collect();
-            fields.push(format!("{name}:[{}]", quoted.join(" ")));
+            fields.push(format!("{name}:{}", quote_list(values)));
         }
     };
     add("APIGroups", list(&rule.api_groups));

@@ -17,6 +17,7 @@ use serde_json::{Map, Value, json};
 
 use super::write::{bind, body_kind};
 use super::{output, table_options};
+use crate::admission::aggregate;
 use crate::auth::{Attributes, Decision};
 use crate::negotiation::Output;
 use crate::respond;
@@ -73,11 +74,15 @@ pub(super) async fn answer(
                 return Err(ApiStatus::bad_request("no namespace on request"));
             }
             let rules = server.authorizer.rules(&scope.user, namespace).await;
-            json!({
+            let mut status = json!({
                 "resourceRules": rules.resource_rules,
                 "nonResourceRules": rules.non_resource_rules,
                 "incomplete": rules.incomplete,
-            })
+            });
+            if !rules.errors.is_empty() {
+                status["evaluationError"] = json!(aggregate(&rules.errors));
+            }
+            status
         }
         _ => return Err(ApiStatus::service_unavailable(format!("{} is not served", target.row.gvr()))),
     };

@@ -3,8 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 mod chaos;
+mod cluster;
+mod identity;
 mod kubectl;
 mod kubelet;
+mod nodes;
+mod overload;
 mod requests;
+mod roles;
 mod server;
 mod streams;

@@ -12,6 +12,7 @@ use rkube_apimachinery::random::{SharedRandom, SystemRandom};
 use rkube_apimachinery::status::ApiStatus;
 use rkube_apimachinery::task;
 use rkube_apiserver::admission::{Chain, Objects};
+use rkube_apiserver::auth::Authorizer;
 use rkube_apiserver::auth::basic::{AUTHENTICATED, CertificateAuthenticator, MASTERS, NoAudit, StaticTokens};
 use rkube_apiserver::auth::bootstrap_token::{self, BootstrapTokens};
 use rkube_apiserver::auth::cluster::ClusterAuthenticator;
@@ -174,6 +175,10 @@ impl ControlPlane {
         let registry = Registry::new(Arc::clone(&storage), clock.clone(), Arc::clone(&random), registry_config).await?;
         let authorizer =
             RbacAuthorizer::start(&registry, clock.clone(), stop.clone()).await.map_err(OpenError::Policy)?;
+        let authorizer: Arc<dyn Authorizer> = Arc::new(Union(vec![
+            Arc::new(NodeAuthorizer::new(Objects::new(Arc::clone(&registry)))),
+            Arc::new(authorizer),
+        ]));
 
         let kubelet_client = tree.kubelet_client(now)?;
         let kubelet_tls = tls::client_config(roots.clone(), Some((kubelet_client.chain()?, kubelet_client.key()?)))?;
@@ -203,14 +208,11 @@ impl ControlPlane {
                 ),
             }),
             anonymous: true,
-            authorizer: Arc::new(Union(vec![
-                Arc::new(NodeAuthorizer::new(Objects::new(Arc::clone(&registry)))),
-                Arc::new(authorizer),
-            ])),
+            authorizer: Arc::clone(&authorizer),
             impersonation: Arc::new(ByAuthorization),
             audit: Arc::new(NoAudit),
             flow: Arc::new(MaxInFlight::default()),
-            admission: Arc::new(Chain::new(Chain::builtin(&registry, clock.clone(), Arc::clone(&random)))),
+            admission: Arc::new(Chain::new(Chain::builtin(&registry, &authorizer, clock.clone(), Arc::clone(&random)))),
             nodes: Arc::new(nodes),
             openapi: Arc::new(Served::new(Arc::new(Builtin))),
             metrics: component_metrics(),

@@ -367,6 +367,9 @@ impl NodeManager {
                 Err(error) => return Err(error),
             },
         };
+        // Taints or labels that changed meanwhile are refused as an attempt to change them back, before versions
+        // are compared: once, it may be that.
+        let mut refused = false;
         for _ in 0..CONFLICT_RETRIES_MAX {
             let old = base.status.clone().unwrap_or_default();
             let status = self.status(&old);
@@ -383,7 +386,10 @@ impl NodeManager {
                     *self.written.lock() = Some((status, self.clock.monotonic()));
                     return Ok(());
                 }
-                Err(error) if error.is_conflict() => base = api.get(&self.name).await?,
+                Err(error) if error.is_conflict() || (error.is_forbidden() && !refused) => {
+                    refused |= error.is_forbidden();
+                    base = api.get(&self.name).await?;
+                }
                 Err(error) => return Err(error),
             }
         }

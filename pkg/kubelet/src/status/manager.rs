@@ -149,6 +149,9 @@ impl StatusManager {
     async fn write(&self, pod: &Pod, status: &PodStatus, may_run: bool) -> Result<(), ClientError> {
         let api = self.client.namespaced::<Pod>(pod.namespace());
         let mut base = pod.clone();
+        // Labels that changed meanwhile are refused as an attempt to change them back, before versions are
+        // compared: once, it may be that.
+        let mut refused = false;
         for _ in 0..CONFLICT_RETRIES_MAX {
             let old = base.status.clone().unwrap_or_default();
             let merged = merge(&old, status, may_run);
@@ -158,7 +161,8 @@ impl StatusManager {
             base.status = Some(merged);
             match api.update_status(&base).await {
                 Ok(_) => return Ok(()),
-                Err(error) if error.is_conflict() => {
+                Err(error) if error.is_conflict() || (error.is_forbidden() && !refused) => {
+                    refused |= error.is_forbidden();
                     let fresh = api.get(pod.name()).await?;
                     if fresh.metadata.uid != pod.metadata.uid {
                         return Ok(());
