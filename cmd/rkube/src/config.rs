@@ -112,6 +112,8 @@ fn node(values: &Values) -> Result<NodeConfig, SettingsError> {
         lb_server_port: port(values, "lb-server-port"),
         pod_logs_dir: path(values, "pod-logs-dir"),
         cgroup_root: text(values, "cgroup-root"),
+        private_registry: path(values, "private-registry"),
+        kubelet_args: values.list("kubelet-arg").to_vec(),
     })
 }
 

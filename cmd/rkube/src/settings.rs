@@ -184,6 +184,16 @@ pub(crate) static SETTINGS: &[Setting] = &[
     .default("vxlan"),
     setting("kubelet-root-dir", Both, Path, NODE, "Folder for pods and their volumes").default("/var/lib/kubelet"),
     setting("pod-logs-dir", Both, Path, NODE, "Folder for the logs of pods").default("/var/log/pods"),
+    setting(
+        "private-registry",
+        Both,
+        Path,
+        NODE,
+        "Mirrors, authorities and credentials of image registries, for containerd's config_path \
+         `<data-dir>/agent/etc/containerd/certs.d`",
+    )
+    .default("/etc/rkube/registries.yaml"),
+    setting("kubelet-arg", Both, List, NODE, "Settings of the kubelet by its upstream flag names, as name=value"),
     setting("cgroup-root", Both, Path, NODE, "Cgroup that pods are made under").default("/"),
     setting("cni-bin-dir", Both, Path, NODE, "Folder the container runtime finds CNI plugins in")
         .default("/opt/cni/bin"),

@@ -30,10 +30,13 @@ pub type ComponentError = Box<dyn std::error::Error + Send + Sync>;
 /// # Guarantees
 /// `run` is called once, after every component in `depends_on` has called `ready`.
 /// # Assumptions
-/// `run` returns within [`STOP_TIMEOUT`] of `shutdown` and leaves no task behind.
+/// `run` returns within `stop_timeout` of `shutdown` and leaves no task behind.
 pub trait Component: Send + 'static {
     fn name(&self) -> &'static str;
     fn depends_on(&self) -> &'static [&'static str];
+    fn stop_timeout(&self) -> Duration {
+        STOP_TIMEOUT
+    }
     fn run(self: Box<Self>, ready: Ready, shutdown: Shutdown) -> BoxFuture<'static, Result<(), ComponentError>>;
 }
 
@@ -65,6 +68,30 @@ pub struct FnComponent<F> {
     name: &'static str,
     depends_on: &'static [&'static str],
     run: F,
+}
+
+/// A component that may take so much longer than others to stop.
+pub struct Patient {
+    pub component: Box<dyn Component>,
+    pub extra: Duration,
+}
+
+impl Component for Patient {
+    fn name(&self) -> &'static str {
+        self.component.name()
+    }
+
+    fn depends_on(&self) -> &'static [&'static str] {
+        self.component.depends_on()
+    }
+
+    fn stop_timeout(&self) -> Duration {
+        self.component.stop_timeout() + self.extra
+    }
+
+    fn run(self: Box<Self>, ready: Ready, shutdown: Shutdown) -> BoxFuture<'static, Result<(), ComponentError>> {
+        self.component.run(ready, shutdown)
+    }
 }
 
 /// Makes a component of `run`.
@@ -127,6 +154,7 @@ pub async fn supervise(
 
     for component in components {
         let name = component.name();
+        let stop_timeout = component.stop_timeout();
         let (ready, is_ready) = watch::channel(false);
         let needs: Vec<_> = component.depends_on().iter().filter_map(|name| readiness.get(name).cloned()).collect();
         readiness.insert(name, is_ready);
@@ -149,7 +177,7 @@ pub async fn supervise(
             stopped.send_replace(true);
             (name, exit)
         });
-        running.push((name, shutdown, is_stopped, abort));
+        running.push((name, stop_timeout, shutdown, is_stopped, abort));
     }
 
     let everyone_ready = async {
@@ -179,11 +207,11 @@ pub async fn supervise(
     // The exits must be polled for the components to be seen stopping.
     let drain = async { while exits.next().await.is_some() {} };
     let stop_all = async {
-        for (name, shutdown, mut is_stopped, abort) in running.into_iter().rev() {
+        for (name, stop_timeout, shutdown, mut is_stopped, abort) in running.into_iter().rev() {
             shutdown.cancel();
             tokio::select! {
                 _ = is_stopped.wait_for(|stopped| *stopped) => {}
-                () = clock.sleep(STOP_TIMEOUT) => {
+                () = clock.sleep(stop_timeout) => {
                     warn!(component = name, "Left a component behind that did not stop in time");
                     abort.abort();
                 }

@@ -72,6 +72,10 @@ pub struct NodeConfig {
     pub pod_logs_dir: PathBuf,
     /// The cgroup pods are made under.
     pub cgroup_root: String,
+    /// `registries.yaml`
+    pub private_registry: PathBuf,
+    /// `name=value`, by the names of upstream's kubelet flags.
+    pub kubelet_args: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -57,7 +57,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     config.images_dir = Some(folder.join("images"));
     config.cgroup_root = format!("/{name}");
     // A developer's disk may be fuller than a node's.
-    config.eviction.nodefs_available_percent = 1;
+    config.eviction = rkube_kubelet::eviction::Thresholds::none();
     let importer = Some(runtime.containerd());
     let runtime = Arc::new(runtime);
     let (node_ip, port) = (ip.to_owned(), config.port);
@@ -68,6 +68,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         images: runtime,
         mounter: Arc::new(KernelMounter),
         importer,
+        machine_stops: Arc::new(|| Box::pin(std::future::ready(false))),
     };
     let shutdown = CancellationToken::new();
     let kubelet = Kubelet::new(config, dependencies, shutdown.clone());

@@ -10,6 +10,7 @@ use crate::config::KubeletConfig;
 use crate::node::NodeManager;
 use crate::pod::{PodExt, QosClass, pod_request};
 use crate::runtime::sandbox::dotted;
+use crate::shutdown::{NOT_ADMITTED_MESSAGE, NOT_ADMITTED_REASON};
 use crate::status::Verdict;
 
 /// Sysctls that are the pod's own and cannot hurt others.
@@ -36,6 +37,9 @@ fn refuse(reason: &str, message: String) -> Verdict {
 
 /// `others` are the pods that take part of the node already.
 pub fn admit(config: &KubeletConfig, pod: &Pod, others: &[Arc<Pod>], node: &NodeManager) -> Result<(), Verdict> {
+    if node.is_shutting_down() {
+        return Err(refuse(NOT_ADMITTED_REASON, NOT_ADMITTED_MESSAGE.to_owned()));
+    }
     check_os(pod)?;
     check_sysctls(pod, &config.allowed_unsafe_sysctls)?;
     check_pressure(pod, node)?;

@@ -16,6 +16,7 @@ pub struct Reserved {
     pub cpu_milli: i64,
     pub memory: i64,
     pub ephemeral_storage: i64,
+    pub pids: i64,
 }
 
 #[derive(Clone, Debug)]
@@ -61,6 +62,8 @@ pub struct KubeletConfig {
     pub shutdown_grace_period_critical: Duration,
     /// The image of sandboxes, never collected.
     pub pause_image: String,
+    /// The node's own credentials for registries.
+    pub registries: crate::registries::Registries,
     /// Namespaced sysctls beyond the safe ones that pods may set.
     pub allowed_unsafe_sysctls: Vec<String>,
 }
@@ -97,6 +100,7 @@ impl KubeletConfig {
             shutdown_grace_period: Duration::ZERO,
             shutdown_grace_period_critical: Duration::ZERO,
             pause_image: rkube_cri::pause::IMAGE.to_owned(),
+            registries: crate::registries::Registries::default(),
             allowed_unsafe_sysctls: vec![],
         }
     }

@@ -9,6 +9,7 @@
 //! **Invariant:** what runs is found by asking the runtime and the kernel, so a restart restarts nothing.
 
 pub mod admission;
+pub mod args;
 pub mod backoff;
 pub mod cm;
 pub mod config;
@@ -25,8 +26,10 @@ pub mod pleg;
 pub mod pod;
 pub mod pods;
 pub mod prober;
+pub mod registries;
 pub mod runtime;
 pub mod server;
+pub mod shutdown;
 pub mod static_pods;
 pub mod status;
 pub mod volumes;

@@ -3,35 +3,37 @@
 //! Behaves as pkg/kubelet/eviction/eviction_manager.go and pkg/kubelet/images/image_gc_manager.go, v1.36.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rkube_api::k8s::core::v1::Pod;
+use rkube_apimachinery::quantity::{Format, Quantity};
 use rkube_cri::v1::{ImageSpec, ListContainersRequest, ListImagesRequest, RemoveImageRequest};
 use tokio_util::sync::CancellationToken;
 
 use crate::events::Type;
-use crate::eviction::{Candidate, Observation, Signal, below, rank};
+use crate::eviction::{Candidate, Crossed, Figure, Observation, Pressure, Signal, rank};
 use crate::kubelet::Inner;
 use crate::node::capacity::{file_system, meminfo_value};
-use crate::pod::{PodExt, limit, pod_limit, pod_request, quantity};
+use crate::pod::{PodExt, limit, pod_limit, pod_request, quantity, request};
 use crate::status::Verdict;
 use crate::worker::{Input, Phase};
 
 /// Upstream's monitoring interval.
 const PERIOD: Duration = Duration::from_secs(10);
-/// A condition is kept so long after it was last true, so that it does not flap.
-const TRANSITION: Duration = Duration::from_secs(300);
 /// Images that nothing uses are collected this often, and not younger than this.
 const IMAGE_PERIOD: Duration = Duration::from_secs(300);
 const IMAGE_AGE_MIN: Duration = Duration::from_secs(120);
+/// Upstream's grace period of pods that cannot wait.
+const HARD_GRACE_SECONDS: i64 = 1;
 /// Disk use of pods is walked at every so many periods: it costs input and output.
 const DISK_PERIODS: u32 = 6;
 
 #[derive(Default)]
 struct State {
-    last_true: HashMap<&'static str, Duration>,
+    pressure: Pressure,
     images_seen: HashMap<String, Duration>,
     images_collected: Option<Duration>,
     period: u32,
@@ -46,97 +48,127 @@ pub async fn run(inner: Arc<Inner>, shutdown: CancellationToken) {
             () = inner.clock.sleep(PERIOD) => {}
         }
         state.period = state.period.wrapping_add(1);
-        let observation = observe(inner);
-        let short = below(&observation, &inner.config.eviction);
-        set_conditions(inner, &mut state, &short);
-        if let Some((signal, available, threshold)) = short.first().copied() {
-            relieve(inner, &mut state, signal, available, threshold).await;
-        } else {
-            if state.period % DISK_PERIODS == 0 {
-                enforce_disk_limits(inner).await;
-            }
-            collect_images(inner, &mut state).await;
+        let observation = observe(inner).await;
+        let due = state.pressure.observe(&inner.config.eviction, &observation, inner.clock.monotonic());
+        inner.node.set_pressure(state.pressure.conditions());
+        // Pods over their own limits go, whatever the node has; when one did, that is enough for a round.
+        if (state.period.is_multiple_of(DISK_PERIODS) || !due.is_empty()) && enforce_disk_limits(inner).await {
+            continue;
+        }
+        match due.first() {
+            Some(crossed) => relieve(inner, &mut state, crossed).await,
+            None => collect_images(inner, &mut state).await,
         }
     }
 }
 
-fn observe(inner: &Inner) -> Observation {
+async fn observe(inner: &Inner) -> Observation {
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let fs = file_system(&inner.config.root_dir).unwrap_or_default();
     let number = |path: &str| std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<i64>().ok());
-    let pids_total = number("/proc/sys/kernel/pid_max").unwrap_or(0);
     let loadavg = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let tasks = loadavg.split_whitespace().nth(3).and_then(|field| field.split('/').nth(1)?.parse::<i64>().ok());
-    Observation {
-        memory_available: meminfo_value(&meminfo, "MemAvailable").unwrap_or(0) * 1024,
-        nodefs_available: fs.available,
-        nodefs_total: fs.total,
-        inodes_free: fs.inodes_free,
-        inodes_total: fs.inodes,
-        pids_free: pids_total - tasks.unwrap_or(0),
-        pids_total,
+    let mut observation = Observation::new();
+    let mut note = |signal, available, whole| {
+        observation.insert(signal, Figure { available, whole });
+    };
+    if let (Some(available), Some(total)) =
+        (meminfo_value(&meminfo, "MemAvailable"), meminfo_value(&meminfo, "MemTotal"))
+    {
+        note(Signal::MemoryAvailable, available.saturating_mul(1024), total.saturating_mul(1024));
     }
-}
-
-fn set_conditions(inner: &Inner, state: &mut State, short: &[(Signal, i64, i64)]) {
-    let now = inner.clock.monotonic();
-    for (signal, ..) in short {
-        state.last_true.insert(signal.condition(), now);
+    if let Some(fs) = file_system(&inner.config.root_dir) {
+        note(Signal::NodeFsAvailable, fs.available, fs.total);
+        note(Signal::NodeFsInodesFree, fs.inodes_free, fs.inodes);
     }
-    state.last_true.retain(|_, since| now.saturating_sub(*since) < TRANSITION);
-    let mut conditions: Vec<&'static str> = state.last_true.keys().copied().collect();
-    conditions.sort_unstable();
-    inner.node.set_pressure(conditions);
+    if let Some(fs) = inner.runtime.images.file_system().await {
+        note(Signal::ImageFsAvailable, fs.available, fs.total);
+        note(Signal::ImageFsInodesFree, fs.inodes_free, fs.inodes);
+    }
+    if let (Some(tasks), Some(total)) = (tasks, number("/proc/sys/kernel/pid_max")) {
+        note(Signal::PidAvailable, total.saturating_sub(tasks), total);
+    }
+    observation
 }
 
 /// Frees what can be freed without harm, else ends one pod.
-async fn relieve(inner: &Arc<Inner>, state: &mut State, signal: Signal, available: i64, threshold: i64) {
+async fn relieve(inner: &Arc<Inner>, state: &mut State, crossed: &Crossed) {
+    let signal = crossed.threshold.signal;
     inner.events.node(Type::Warning, "EvictionThresholdMet", format!("Attempting to reclaim {}", signal.resource()));
-    if matches!(signal, Signal::NodeFsAvailable | Signal::NodeFsInodesFree) {
+    if signal.condition() == "DiskPressure" {
         remove_unused_images(inner, state, i64::MAX).await;
-        let again = below(&observe(inner), &inner.config.eviction);
-        if !again.iter().any(|(other, ..)| *other == signal) {
+        let again = observe(inner).await;
+        let due = state.pressure.observe(&inner.config.eviction, &again, inner.clock.monotonic());
+        if !due.iter().any(|other| other.threshold.signal == signal) {
             return;
         }
     }
     let candidates = inner.workers.all().into_iter().filter(|worker| worker.phase() == Phase::Syncing);
     let candidates = candidates.filter_map(|worker| {
         let pod = worker.pod();
-        let usage = match signal {
-            Signal::MemoryAvailable => memory_usage(inner, &pod),
-            Signal::PidAvailable => 0,
-            Signal::NodeFsAvailable | Signal::NodeFsInodesFree => disk_usage(inner, &pod),
-        };
-        let request = match signal {
-            Signal::MemoryAvailable => pod_request(pod.pod_spec(), "memory").value(),
-            Signal::PidAvailable => 0,
-            _ => pod_request(pod.pod_spec(), "ephemeral-storage").value(),
+        let (usage, request) = match signal {
+            Signal::MemoryAvailable => (memory_usage(inner, &pod), pod_request(pod.pod_spec(), "memory").value()),
+            Signal::PidAvailable => (process_count(inner, &pod), 0),
+            _ => (disk_usage(inner, &pod), pod_request(pod.pod_spec(), "ephemeral-storage").value()),
         };
         let priority = pod.pod_spec().priority.unwrap_or(0);
         // Critical pods are what keeps the node alive.
         (!pod.is_critical()).then_some(Candidate { pod, priority, usage, request })
     });
     let Some(first) = rank(candidates.collect()).into_iter().next() else { return };
-    let message = format!(
-        "The node was low on resource: {}. Threshold quantity: {}, available: {}. ",
-        signal.resource(),
-        in_ki(threshold),
-        in_ki(available),
+    let pod = first.pod;
+    let grace_seconds = if crossed.threshold.is_hard() {
+        HARD_GRACE_SECONDS
+    } else {
+        let own = pod.pod_spec().termination_grace_period_seconds.unwrap_or(i64::MAX);
+        inner.config.eviction.pod_grace_seconds_max.min(own)
+    };
+    let message = message(inner, &pod, crossed);
+    evict(inner, &pod, message, Some("TerminationByKubelet".to_owned()), grace_seconds);
+}
+
+/// Upstream's words: what ran short, and which containers used more than they asked for.
+fn message(inner: &Inner, pod: &Pod, crossed: &Crossed) -> String {
+    let bytes = |value: i64| Quantity::new(value, Format::BinarySi);
+    let Crossed { threshold, figure } = crossed;
+    let resource = threshold.signal.resource();
+    let mut message = format!(
+        "The node was low on resource: {resource}. Threshold quantity: {}, available: {}. ",
+        bytes(threshold.value.of(figure.whole)),
+        bytes(figure.available),
     );
-    evict(inner, &first.pod, message, Some(0));
+    if threshold.signal != Signal::MemoryAvailable {
+        return message;
+    }
+    let running = inner.cache.get(&pod.uid());
+    for container in running.iter().flat_map(|running| &running.containers) {
+        let Some((_, spec)) = pod.container(&container.name) else { continue };
+        let requested = request(&spec, resource).unwrap_or_else(Quantity::zero);
+        let cgroup = format!("{}/{}", inner.cgroups.parent_of(pod), container.id);
+        let used = working_set(&inner.cgroups.directory_of(&cgroup, "memory"));
+        if used > requested.value() {
+            // Writing to a string cannot fail.
+            let _ = write!(
+                message,
+                "Container {} was using {}, request is {requested}, has larger consumption of {resource}. ",
+                container.name,
+                bytes(used),
+            );
+        }
+    }
+    message
 }
 
-fn in_ki(bytes: i64) -> String {
-    format!("{}Ki", bytes / 1024)
+fn process_count(inner: &Inner, pod: &Pod) -> i64 {
+    let file = inner.cgroups.directory(pod, "pids").join("pids.current");
+    std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }
 
-fn evict(inner: &Inner, pod: &Arc<Pod>, message: String, grace_seconds: Option<i64>) {
+fn evict(inner: &Inner, pod: &Arc<Pod>, message: String, disruption: Option<String>, grace_seconds: i64) {
     let Some(worker) = inner.workers.get(&pod.uid()) else { return };
     tracing::info!(pod = %pod.key(), message, "Evicting pod");
     inner.events.pod(pod, Type::Warning, "Evicted", &message);
-    let disruption = Some("TerminationByKubelet".to_owned());
     let verdict = Verdict { reason: "Evicted".to_owned(), message, disruption };
-    worker.apply(Input::Evicted { verdict, grace_seconds });
+    worker.apply(Input::Evicted { verdict, grace_seconds: Some(grace_seconds) });
 }
 
 /// The working set: what is used without what the kernel can drop.
@@ -185,8 +217,9 @@ pub fn tree_size(path: &Path) -> i64 {
     path.symlink_metadata().map_or(0, |metadata| walk(path, metadata.dev()))
 }
 
-/// Pods over their own limits of local storage go, whatever the node has.
-async fn enforce_disk_limits(inner: &Arc<Inner>) {
+/// Pods over their own limits of local storage go. Whether there were any.
+async fn enforce_disk_limits(inner: &Arc<Inner>) -> bool {
+    let mut any = false;
     for worker in inner.workers.all() {
         if worker.phase() != Phase::Syncing {
             continue;
@@ -195,9 +228,11 @@ async fn enforce_disk_limits(inner: &Arc<Inner>) {
         let (check, subject) = (inner.clone(), pod.clone());
         let over = tokio::task::spawn_blocking(move || over_limit(&check, &subject)).await;
         if let Ok(Some(message)) = over {
-            evict(inner, &pod, message, Some(0));
+            evict(inner, &pod, message, None, HARD_GRACE_SECONDS);
+            any = true;
         }
     }
+    any
 }
 
 fn over_limit(inner: &Inner, pod: &Pod) -> Option<String> {
@@ -219,7 +254,10 @@ fn over_limit(inner: &Inner, pod: &Pod) -> Option<String> {
         let logs =
             crate::runtime::sandbox::log_directory(&inner.config.logs_root, pod.namespace(), pod.name(), uid.as_str());
         if tree_size(&logs.join(&container.name)) > own.value() {
-            return Some(format!("Container {} exceeded its local ephemeral storage limit {own:?}. ", container.name));
+            return Some(format!(
+                "Container {} exceeded its local ephemeral storage limit \"{own}\". ",
+                container.name
+            ));
         }
     }
     None
@@ -232,7 +270,7 @@ async fn collect_images(inner: &Inner, state: &mut State) {
         return;
     }
     state.images_collected = Some(now);
-    let Some(fs) = file_system(&inner.config.root_dir).filter(|fs| fs.total > 0) else { return };
+    let Some(fs) = inner.runtime.images.file_system().await.filter(|fs| fs.total > 0) else { return };
     let used = 100 - fs.available * 100 / fs.total;
     if used < i64::from(inner.config.image_gc_high_percent) {
         // Seen once, so that age is known when it matters.

@@ -1,102 +1,80 @@
 //! Which pods go when the node runs short, and in which order. Pure; [`manager`] measures and acts.
 //!
+//! [`thresholds`] says what short is, [`Pressure`] remembers since when it has been so.
 //! Behaves as pkg/kubelet/eviction/{helpers,eviction_manager}.go, v1.36.
 
 pub mod manager;
+pub mod thresholds;
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::time::Duration;
 
-/// Below these, hard: pods are ended at once. Bytes, or percent of the whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Thresholds {
-    pub memory_available: i64,
-    pub nodefs_available_percent: i64,
-    pub nodefs_inodes_free_percent: i64,
-    pub imagefs_available_percent: i64,
-    pub pids_available_percent: i64,
-}
+pub use thresholds::{Signal, Threshold, Thresholds};
 
-impl Default for Thresholds {
-    /// Upstream's on Linux, but for disks: as k3s does, 5 percent may be left, since one disk carries everything on
-    /// small machines, and a tenth of a large one is no shortage.
-    fn default() -> Self {
-        Self {
-            memory_available: 100 << 20,
-            nodefs_available_percent: 5,
-            nodefs_inodes_free_percent: 5,
-            imagefs_available_percent: 5,
-            pids_available_percent: 0,
-        }
-    }
-}
-
-/// What runs short.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Signal {
-    MemoryAvailable,
-    PidAvailable,
-    NodeFsAvailable,
-    NodeFsInodesFree,
-}
-
-impl Signal {
-    /// The resource in messages.
-    pub fn resource(self) -> &'static str {
-        match self {
-            Self::MemoryAvailable => "memory",
-            Self::PidAvailable => "pids",
-            Self::NodeFsAvailable => "ephemeral-storage",
-            Self::NodeFsInodesFree => "inodes",
-        }
-    }
-
-    pub fn condition(self) -> &'static str {
-        match self {
-            Self::MemoryAvailable => "MemoryPressure",
-            Self::PidAvailable => "PIDPressure",
-            Self::NodeFsAvailable | Self::NodeFsInodesFree => "DiskPressure",
-        }
-    }
-}
-
-/// The node's figures at one moment.
+/// One figure of the node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Observation {
-    pub memory_available: i64,
-    pub nodefs_available: i64,
-    pub nodefs_total: i64,
-    pub inodes_free: i64,
-    pub inodes_total: i64,
-    pub pids_free: i64,
-    pub pids_total: i64,
+pub struct Figure {
+    pub available: i64,
+    pub whole: i64,
 }
 
-/// The signals below their thresholds, worst first. A figure whose whole is unknown says nothing.
-pub fn below(observation: &Observation, thresholds: &Thresholds) -> Vec<(Signal, i64, i64)> {
-    let percent = |total: i64, percent: i64| (total > 0).then(|| total / 100 * percent);
-    let checks = [
-        (Signal::MemoryAvailable, observation.memory_available, Some(thresholds.memory_available)),
-        (
-            Signal::PidAvailable,
-            observation.pids_free,
-            percent(observation.pids_total, thresholds.pids_available_percent),
-        ),
-        (
-            Signal::NodeFsAvailable,
-            observation.nodefs_available,
-            percent(observation.nodefs_total, thresholds.nodefs_available_percent),
-        ),
-        (
-            Signal::NodeFsInodesFree,
-            observation.inodes_free,
-            percent(observation.inodes_total, thresholds.nodefs_inodes_free_percent),
-        ),
-    ];
-    let short = checks.into_iter().filter_map(|(signal, is, needed)| {
-        let needed = needed?;
-        (is < needed).then_some((signal, is, needed))
-    });
-    short.collect()
+/// The node's figures at one moment. What could not be measured is absent and says nothing.
+pub type Observation = BTreeMap<Signal, Figure>;
+
+/// A threshold that is crossed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Crossed {
+    pub threshold: Threshold,
+    pub figure: Figure,
+}
+
+fn crossed(threshold: &Threshold, observation: &Observation, with_reclaim: bool) -> Option<Crossed> {
+    // A file system without inodes, as btrfs, has none to run short of.
+    let figure = *observation.get(&threshold.signal).filter(|figure| figure.whole > 0)?;
+    let extra = threshold.reclaim_min.filter(|_| with_reclaim).map_or(0, |amount| amount.of(figure.whole));
+    let needed = threshold.value.of(figure.whole).saturating_add(extra);
+    (figure.available < needed).then_some(Crossed { threshold: *threshold, figure })
+}
+
+/// What is crossed, since when, and what the node's conditions are because of it.
+#[derive(Debug, Default)]
+pub struct Pressure {
+    /// Thresholds by their place in the configuration, and when each was first seen crossed.
+    since: BTreeMap<usize, Duration>,
+    /// Those that acted in the last round: they hold until enough is reclaimed.
+    acted: Vec<usize>,
+    last_true: BTreeMap<&'static str, Duration>,
+}
+
+impl Pressure {
+    /// Takes the figures of one moment. Gives the thresholds to act on, those of memory first.
+    pub fn observe(&mut self, thresholds: &Thresholds, observation: &Observation, now: Duration) -> Vec<Crossed> {
+        let all = thresholds.all.iter().enumerate();
+        let found: BTreeMap<usize, Crossed> = all
+            .filter_map(|(at, threshold)| Some((at, crossed(threshold, observation, self.acted.contains(&at))?)))
+            .collect();
+        self.since.retain(|at, _| found.contains_key(at));
+        for (at, crossed) in &found {
+            self.since.entry(*at).or_insert(now);
+            self.last_true.insert(crossed.threshold.signal.condition(), now);
+        }
+        self.last_true.retain(|_, last| *last == now || now.saturating_sub(*last) < thresholds.transition);
+        let due = found.into_iter().filter(|(at, crossed)| {
+            let lasted = self.since.get(at).map_or(Duration::ZERO, |since| now.saturating_sub(*since));
+            crossed.threshold.grace.is_none_or(|grace| lasted >= grace)
+        });
+        let mut due: Vec<(usize, Crossed)> = due.collect();
+        self.acted = due.iter().map(|(at, _)| *at).collect();
+        // A hard threshold goes before a soft one of the same signal: it gives less time.
+        due.sort_by_key(|(at, crossed)| (crossed.threshold.signal, !crossed.threshold.is_hard(), *at));
+        due.into_iter().map(|(_, crossed)| crossed).collect()
+    }
+
+    /// Conditions that are true, sorted.
+    pub fn conditions(&self) -> Vec<&'static str> {
+        self.last_true.keys().copied().collect()
+    }
 }
 
 /// One pod's part in it.
@@ -134,22 +112,82 @@ mod tests {
         assert_eq!(names, ["much", "little", "important", "within"]);
     }
 
+    fn thresholds(hard: &str, soft: &str, grace: &str, reclaim: &str) -> Thresholds {
+        let mut thresholds = Thresholds::none();
+        thresholds.set_hard(hard).unwrap();
+        thresholds.set_soft(soft).unwrap();
+        thresholds.set_soft_grace(grace).unwrap();
+        thresholds.set_reclaim_min(reclaim).unwrap();
+        thresholds
+    }
+
+    /// Feeds memory and disk figures, each of 100, second by second: `conditions -> what is acted on`.
+    fn check(thresholds: &Thresholds, seconds: &[(u64, i64, i64)], expected: &[&str]) {
+        let mut pressure = Pressure::default();
+        let lines: Vec<String> = seconds
+            .iter()
+            .map(|(second, memory, disk)| {
+                let figure = |available: &i64| Figure { available: *available, whole: 100 };
+                let observation =
+                    [(Signal::MemoryAvailable, figure(memory)), (Signal::NodeFsAvailable, figure(disk))].into();
+                let due = pressure.observe(thresholds, &observation, Duration::from_secs(*second));
+                let due: Vec<_> = due
+                    .iter()
+                    .map(|crossed| {
+                        let kind = if crossed.threshold.is_hard() { "hard" } else { "soft" };
+                        format!("{kind} {}", crossed.threshold.signal.name())
+                    })
+                    .collect();
+                format!("{} -> {}", pressure.conditions().join(","), due.join(","))
+            })
+            .collect();
+        assert_eq!(lines, expected);
+    }
+
     #[test]
-    fn thresholds_are_amounts_or_percent() {
-        let fine = Observation {
-            memory_available: 1 << 30,
-            nodefs_available: 50,
-            nodefs_total: 100,
-            inodes_free: 50,
-            inodes_total: 100,
-            pids_free: 1,
-            pids_total: 100,
-        };
-        assert_eq!(below(&fine, &Thresholds::default()), []);
-        let short = Observation { memory_available: 1, nodefs_available: 400, nodefs_total: 10_000, ..fine };
-        let signals: Vec<_> = below(&short, &Thresholds::default()).into_iter().map(|(signal, ..)| signal).collect();
-        assert_eq!(signals, [Signal::MemoryAvailable, Signal::NodeFsAvailable]);
-        // A file system without inodes, as btrfs.
-        assert_eq!(below(&Observation { inodes_total: 0, inodes_free: 0, ..fine }, &Thresholds::default()), []);
+    fn a_hard_threshold_acts_at_once_and_its_condition_stays_a_while() {
+        check(
+            &thresholds("memory.available<10,nodefs.available<10%", "", "", ""),
+            &[(0, 50, 50), (10, 9, 50), (20, 9, 9), (30, 50, 50), (319, 50, 50), (320, 50, 50)],
+            &[
+                " -> ",
+                "MemoryPressure -> hard memory.available",
+                "DiskPressure,MemoryPressure -> hard memory.available,hard nodefs.available",
+                "DiskPressure,MemoryPressure -> ",
+                "DiskPressure,MemoryPressure -> ",
+                " -> ",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_soft_threshold_waits_and_starts_over_when_relieved() {
+        check(
+            &thresholds("", "memory.available<20", "memory.available=30s", ""),
+            &[(0, 15, 50), (20, 15, 50), (25, 30, 50), (30, 15, 50), (59, 15, 50), (60, 15, 50)],
+            &[
+                "MemoryPressure -> ",
+                "MemoryPressure -> ",
+                "MemoryPressure -> ",
+                "MemoryPressure -> ",
+                "MemoryPressure -> ",
+                "MemoryPressure -> soft memory.available",
+            ],
+        );
+    }
+
+    #[test]
+    fn what_acted_holds_until_enough_is_reclaimed() {
+        check(
+            &thresholds("nodefs.available<10%", "", "", "nodefs.available=5%"),
+            &[(0, 50, 12), (10, 50, 9), (20, 50, 14), (30, 50, 15), (40, 50, 14)],
+            &[
+                " -> ",
+                "DiskPressure -> hard nodefs.available",
+                "DiskPressure -> hard nodefs.available",
+                "DiskPressure -> ",
+                "DiskPressure -> ",
+            ],
+        );
     }
 }

@@ -7,7 +7,7 @@
 mod housekeeping;
 mod pod_sync;
 mod sources;
-mod workers;
+pub(crate) mod workers;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -40,6 +40,7 @@ use crate::pods::PodManager;
 use crate::prober::ProbeManager;
 use crate::runtime::dns::{self, DnsSettings};
 use crate::runtime::{Runtime, RuntimeSettings};
+use crate::shutdown::MachineStops;
 use crate::status::manager::StatusManager;
 use crate::volumes::VolumeManager;
 use crate::volumes::mounter::Mounter;
@@ -68,6 +69,8 @@ pub struct Dependencies {
     pub mounter: Arc<dyn Mounter>,
     /// For importing archives, where the runtime is containerd.
     pub importer: Option<containerd::Client>,
+    /// Whether the machine goes down, which ends pods if they have time for it.
+    pub machine_stops: MachineStops,
 }
 
 /// Why a kubelet could not start.
@@ -136,6 +139,8 @@ pub struct Kubelet {
     inner: Arc<Inner>,
     events: mpsc::Receiver<Event>,
     informers: InformerFactory,
+    told_to_stop: CancellationToken,
+    machine_stops: MachineStops,
 }
 
 const EVENTS_MAX: usize = 4096;
@@ -146,7 +151,10 @@ const GARBAGE_PERIOD: Duration = Duration::from_secs(60);
 
 impl Kubelet {
     pub fn new(config: KubeletConfig, dependencies: Dependencies, shutdown: CancellationToken) -> Self {
-        let Dependencies { client, clock, runtime, images, mounter, importer } = dependencies;
+        let Dependencies { client, clock, runtime, images, mounter, importer, machine_stops } = dependencies;
+        let told_to_stop = shutdown;
+        // Its parts run on while pods end.
+        let shutdown = CancellationToken::new();
         let client = client.with_user_agent("kubelet");
         let recorder = EventRecorder::start(client.clone(), "kubelet", shutdown.clone());
         let events = Events::new(&recorder, &config.node_name);
@@ -165,6 +173,7 @@ impl Kubelet {
             hugepage_sizes: capacity.hugepages.keys().copied().collect(),
             apparmor_enabled: std::path::Path::new("/sys/kernel/security/apparmor/profiles").exists(),
             runtime_name: "containerd".to_owned(),
+            registries: config.registries.clone(),
         };
         let runtime_manager = Arc::new(Runtime::new(
             runtime.clone(),
@@ -239,7 +248,7 @@ impl Kubelet {
             shutdown,
             config,
         };
-        Self { inner: Arc::new(inner), events: receiver, informers }
+        Self { inner: Arc::new(inner), events: receiver, informers, told_to_stop, machine_stops }
     }
 
     /// The shared parts, for the kubelet's server.
@@ -252,10 +261,12 @@ impl Kubelet {
     /// # Guarantees
     /// Containers keep running when this returns, and when it is killed.
     pub async fn run(self, ready: impl FnOnce() + Send) -> Result<(), KubeletError> {
-        let Self { inner, events, informers } = self;
+        let Self { inner, events, informers, told_to_stop, machine_stops } = self;
+        let shutdown = inner.shutdown.clone();
+        // Whatever way this ends, its parts end.
+        let _stop = shutdown.clone().drop_guard();
         inner.make_directories()?;
         informers.start();
-        let shutdown = inner.shutdown.clone();
         let parts: [(&'static str, BoxFuture<'static, ()>); 7] = [
             ("pleg", Box::pin(inner.pleg.clone().run(shutdown.clone()))),
             ("status", Box::pin(inner.statuses.clone().run(inner.clone(), shutdown.clone()))),
@@ -275,17 +286,25 @@ impl Kubelet {
             };
             task::spawn(info_span!("kubelet", part = name), inner.tasks.track_future(until_shutdown));
         }
+        let known = async {
+            inner.pleg.synced().await;
+            inner.node.observed().await;
+        };
         tokio::select! {
-            () = inner.pleg.synced() => {}
-            () = shutdown.cancelled() => return Ok(()),
-        }
-        tokio::select! {
-            () = inner.node.observed() => {}
-            () = shutdown.cancelled() => return Ok(()),
+            () = known => {}
+            () = told_to_stop.cancelled() => return Ok(()),
         }
         inner.set_up_cgroups()?;
         ready();
-        inner.clone().run_loop(events).await;
+        let stop = async {
+            told_to_stop.cancelled().await;
+            inner.shut_down(&machine_stops).await;
+        };
+        tokio::select! {
+            () = inner.clone().run_loop(events) => {}
+            () = stop => {}
+        }
+        shutdown.cancel();
         inner.workers.stop_all();
         inner.tasks.close();
         inner.tasks.wait().await;

@@ -29,6 +29,8 @@ pub struct Worker {
     interrupt: Mutex<CancellationToken>,
     /// Why containers wait, as of the last sync.
     pub(crate) waiting: Mutex<Vec<Waiting>>,
+    /// Cancelled when nothing of the pod is left on the node.
+    finished: CancellationToken,
 }
 
 impl Worker {
@@ -51,8 +53,19 @@ impl Worker {
         token
     }
 
+    /// Waits until nothing of the pod is left on the node.
+    pub(crate) async fn finished(&self) {
+        self.finished.cancelled().await;
+    }
+
     pub(crate) fn apply(&self, input: Input) {
-        let interrupts = self.life.lock().apply(input);
+        let (interrupts, phase) = {
+            let mut life = self.life.lock();
+            (life.apply(input), life.phase())
+        };
+        if phase == Phase::Finished {
+            self.finished.cancel();
+        }
         if interrupts {
             self.interrupt.lock().cancel();
         }
@@ -164,6 +177,7 @@ impl Inner {
             wake: Notify::new(),
             interrupt: Mutex::default(),
             waiting: Mutex::default(),
+            finished: CancellationToken::new(),
         });
         self.workers.0.lock().insert(pod.uid(), worker.clone());
         let span = info_span!("pod", pod = %worker.key, uid = %worker.uid);

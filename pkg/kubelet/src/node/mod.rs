@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::KubeletConfig;
 use crate::downward::NodeFacts;
 use crate::events::{Events, Type};
+use crate::eviction::Signal;
 use crate::kubelet::Inner;
 use crate::node::capacity::Capacity;
 use crate::node::object::Observed;
@@ -122,12 +123,13 @@ impl NodeManager {
     /// Capacity without what is reserved and what eviction keeps free.
     pub fn allocatable(&self) -> Capacity {
         let reserved = self.config.reserved;
-        let keep = self.config.eviction.memory_available;
+        let keep = self.config.eviction.kept(Signal::MemoryAvailable, self.capacity.memory);
+        let keep_disk = self.config.eviction.kept(Signal::NodeFsAvailable, self.capacity.ephemeral_storage);
         Capacity {
             cpu_milli: (self.capacity.cpu_milli - reserved.cpu_milli).max(0),
             memory: (self.capacity.memory - reserved.memory - keep - self.capacity.hugepages.values().sum::<i64>())
                 .max(0),
-            ephemeral_storage: (self.capacity.ephemeral_storage / 10 * 9 - reserved.ephemeral_storage).max(0),
+            ephemeral_storage: (self.capacity.ephemeral_storage - keep_disk - reserved.ephemeral_storage).max(0),
             ..self.capacity.clone()
         }
     }
@@ -153,6 +155,16 @@ impl NodeManager {
 
     pub fn pressure(&self) -> Vec<&'static str> {
         self.health.read().pressure.clone()
+    }
+
+    /// No pod is let in any more, and the node says so.
+    pub(crate) fn set_shutting_down(&self) {
+        self.health.write().shutting_down = true;
+        self.changed.notify_one();
+    }
+
+    pub fn is_shutting_down(&self) -> bool {
+        self.health.read().shutting_down
     }
 
     pub(crate) fn set_pressure(&self, pressure: Vec<&'static str>) {

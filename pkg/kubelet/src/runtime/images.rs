@@ -9,14 +9,18 @@ use base64::Engine as _;
 use parking_lot::Mutex;
 use rkube_api::k8s::core::v1::{Container, Pod, Secret};
 use rkube_apimachinery::clock::SharedClock;
-use rkube_cri::v1::{AuthConfig, Image, ImageSpec, ImageStatusRequest, PodSandboxConfig, PullImageRequest};
+use rkube_cri::v1::{
+    AuthConfig, Image, ImageFsInfoRequest, ImageSpec, ImageStatusRequest, PodSandboxConfig, PullImageRequest,
+};
 use rkube_cri::{ImageService, RuntimeError};
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
 use crate::backoff::Backoff;
 use crate::events::{Events, Type};
+use crate::node::capacity::{FileSystem, file_system};
 use crate::pod::PodExt;
+use crate::registries::Registries;
 
 /// Pulls at a time, so that a node that starts does not starve its first pods of bandwidth.
 const PARALLEL_PULLS_MAX: usize = 8;
@@ -35,10 +39,11 @@ pub struct ImageManager {
     backoff: Mutex<Backoff>,
     previous: Mutex<HashMap<String, String>>,
     pulls: Semaphore,
+    registries: Registries,
 }
 
 impl ImageManager {
-    pub fn new(service: Arc<dyn ImageService>, clock: SharedClock, events: Events) -> Self {
+    pub fn new(service: Arc<dyn ImageService>, clock: SharedClock, events: Events, registries: Registries) -> Self {
         Self {
             service,
             clock,
@@ -46,6 +51,7 @@ impl ImageManager {
             backoff: Mutex::new(Backoff::crash_loop()),
             previous: Mutex::default(),
             pulls: Semaphore::new(PARALLEL_PULLS_MAX),
+            registries,
         }
     }
 
@@ -98,6 +104,13 @@ impl ImageManager {
         }
     }
 
+    /// The file system that holds images, as the runtime names it.
+    pub async fn file_system(&self) -> Option<FileSystem> {
+        let answer = self.service.image_fs_info(ImageFsInfoRequest::default()).await.ok()?;
+        let path = answer.image_filesystems.into_iter().next()?.fs_id?.mountpoint;
+        file_system(std::path::Path::new(&path))
+    }
+
     async fn inspect(&self, spec: &ImageSpec) -> Result<Option<Image>, RuntimeError> {
         let request = ImageStatusRequest { image: Some(spec.clone()), verbose: false };
         Ok(self.service.image_status(request).await?.image)
@@ -127,7 +140,10 @@ impl ImageManager {
         let begin = self.clock.monotonic();
         let permit = self.pulls.acquire().await;
         let pulling = self.clock.monotonic();
-        let pulled = self.pull_with_credentials(&spec, &credentials(secrets, &name), sandbox).await;
+        // The pod's own credentials come first.
+        let mut credentials = credentials(secrets, &name);
+        credentials.extend(self.registries.credentials(registry_of(&name)));
+        let pulled = self.pull_with_credentials(&spec, &credentials, sandbox).await;
         drop(permit);
         let end = self.clock.monotonic();
         match pulled {
@@ -273,15 +289,18 @@ fn credentials(secrets: &[Arc<Secret>], image: &str) -> Vec<AuthConfig> {
     found.into_values().flatten().collect()
 }
 
+/// The registry an image comes from.
+fn registry_of(image: &str) -> &str {
+    match image.split_once('/') {
+        Some((first, _)) if first.contains(['.', ':']) || first == "localhost" => first,
+        _ => "docker.io",
+    }
+}
+
 fn registry_matches(pattern: &str, image: &str) -> bool {
-    let (first, _) = image.split_once('/').unwrap_or(("", image));
-    let full = if first.contains(['.', ':']) || first == "localhost" {
-        image.to_owned()
-    } else {
-        format!("docker.io/{image}")
-    };
+    let host = registry_of(image);
+    let path = image.strip_prefix(host).map_or(image, |path| path.trim_start_matches('/'));
     let (pattern_host, pattern_path) = pattern.split_once('/').unwrap_or((pattern, ""));
-    let (host, path) = full.split_once('/').unwrap_or((&full, ""));
     let host_matches = match pattern_host.strip_prefix("*.") {
         Some(suffix) => host.split_once('.').is_some_and(|(_, rest)| rest == suffix),
         None => host == pattern_host,

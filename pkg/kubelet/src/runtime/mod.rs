@@ -51,6 +51,7 @@ pub struct RuntimeSettings {
     pub apparmor_enabled: bool,
     /// `containerd`, before `://` in container ids.
     pub runtime_name: String,
+    pub registries: crate::registries::Registries,
 }
 
 impl RuntimeSettings {
@@ -89,7 +90,7 @@ impl Runtime {
     ) -> Self {
         Self {
             service,
-            images: ImageManager::new(images, clock.clone(), events.clone()),
+            images: ImageManager::new(images, clock.clone(), events.clone(), settings.registries.clone()),
             clock,
             events,
             objects,

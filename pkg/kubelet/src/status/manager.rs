@@ -17,7 +17,7 @@ use rkube_apimachinery::clock::SharedClock;
 use rkube_client::Client;
 use rkube_client::api::{DeleteOptions, Preconditions};
 use rkube_client::transport::ClientError;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::pod::{PodExt, PodUid};
@@ -52,11 +52,20 @@ pub struct StatusManager {
     /// Pods whose deletion may be finished.
     dirty: Mutex<HashSet<PodUid>>,
     wake: Notify,
+    /// Whether something is still to be written.
+    busy: watch::Sender<bool>,
 }
 
 impl StatusManager {
     pub fn new(client: Client, clock: SharedClock) -> Self {
-        Self { client, clock, held: Mutex::default(), dirty: Mutex::default(), wake: Notify::new() }
+        Self {
+            client,
+            clock,
+            held: Mutex::default(),
+            dirty: Mutex::default(),
+            wake: Notify::new(),
+            busy: watch::channel(false).0,
+        }
     }
 
     /// The last status generated here.
@@ -88,7 +97,18 @@ impl StatusManager {
     /// Looks at a pod again: its worker is done, or the API changed its object.
     pub fn touch(&self, uid: &PodUid) {
         self.dirty.lock().insert(uid.clone());
+        self.busy.send_replace(true);
         self.wake.notify_one();
+    }
+
+    /// Waits until all that was handed over is written, for at most as long as a write is tried again in.
+    pub async fn flushed(&self) {
+        let mut busy = self.busy.subscribe();
+        tokio::select! {
+            // The sender lives in `self`.
+            _ = busy.wait_for(|busy| !*busy) => {}
+            () = self.clock.sleep(RETRY) => tracing::warn!("Statuses were not written in time"),
+        }
     }
 
     /// Drops what is held of pods that are gone.
@@ -113,6 +133,8 @@ impl StatusManager {
                 })
                 .collect()
                 .await;
+            let is_idle = failed.is_empty() && self.dirty.lock().is_empty();
+            self.busy.send_if_modified(|busy| std::mem::replace(busy, !is_idle) == is_idle);
             let retry = if failed.is_empty() { None } else { Some(self.clock.sleep(RETRY)) };
             tokio::select! {
                 () = shutdown.cancelled() => return,

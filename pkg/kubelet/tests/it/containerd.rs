@@ -71,6 +71,7 @@ impl RealNode {
                 images: runtime,
                 mounter: Arc::new(KernelMounter),
                 importer: None,
+                machine_stops: Arc::new(|| Box::pin(std::future::ready(false))),
             }
         }));
     }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rkube_api::k8s::core::v1::{Container, Pod, PodSpec};
@@ -11,6 +12,7 @@ use rkube_apimachinery::task;
 use rkube_client::Client;
 use rkube_client::fake::FakeApi;
 use rkube_cri::fake::FakeRuntime;
+use rkube_kubelet::eviction::Thresholds;
 use rkube_kubelet::volumes::mounter::FakeMounter;
 use rkube_kubelet::{Dependencies, Kubelet, KubeletConfig};
 use tokio::runtime::Runtime as Executor;
@@ -75,9 +77,9 @@ pub(crate) fn config(root: &Path) -> KubeletConfig {
     config.container_logs_root = root.join("containers");
     config.cgroup_mount = root.join("cgroup");
     // The machine's own figures must not decide a test.
-    config.eviction.memory_available = 0;
-    config.eviction.nodefs_available_percent = 0;
-    config.eviction.nodefs_inodes_free_percent = 0;
+    config.eviction = Thresholds::none();
+    config.shutdown_grace_period = Duration::from_secs(60);
+    config.shutdown_grace_period_critical = Duration::from_secs(30);
     config
 }
 
@@ -85,6 +87,8 @@ pub(crate) struct Node {
     pub(crate) api: FakeApi,
     pub(crate) client: Client,
     pub(crate) runtime: FakeRuntime,
+    /// Whether the kubelet is stopped because the machine is.
+    pub(crate) machine_stops: Arc<AtomicBool>,
     folder: tempfile::TempDir,
     life: Option<Life>,
 }
@@ -95,13 +99,14 @@ impl Node {
         let clock = SystemClock::shared();
         let (api, client) = server();
         let runtime = FakeRuntime::new().at(i64::try_from(clock.now().as_nanosecond()).unwrap()).with_image("i:1");
-        let mut node = Self { api, client, runtime, folder: tempfile::tempdir().unwrap(), life: None };
+        let folder = tempfile::tempdir().unwrap();
+        let mut node = Self { api, client, runtime, machine_stops: Arc::default(), folder, life: None };
         node.start_kubelet();
         node
     }
 
     pub(crate) fn start_kubelet(&mut self) {
-        let (client, runtime) = (self.client.clone(), self.runtime.clone());
+        let (client, runtime, stops) = (self.client.clone(), self.runtime.clone(), self.machine_stops.clone());
         self.life = Some(Life::start(config(self.folder.path()), move || Dependencies {
             client,
             clock: SystemClock::shared(),
@@ -109,6 +114,7 @@ impl Node {
             images: Arc::new(runtime),
             mounter: Arc::new(FakeMounter::default()),
             importer: None,
+            machine_stops: Arc::new(move || Box::pin(std::future::ready(stops.load(Ordering::Relaxed)))),
         }));
     }
 

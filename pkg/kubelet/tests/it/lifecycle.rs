@@ -1,5 +1,7 @@
 //! Pods from their object to their containers and back.
 
+use std::sync::atomic::Ordering;
+
 use rkube_api::k8s::coordination::v1::Lease;
 use rkube_api::k8s::core::v1::{Node as NodeObject, Pod};
 use rkube_client::api::DeleteOptions;
@@ -104,4 +106,28 @@ async fn the_node_is_registered_and_holds_its_lease() {
     let labels = node.api.list::<NodeObject>("")[0].metadata.labels.clone().unwrap();
     assert_eq!(labels.get("kubernetes.io/hostname").map(String::as_str), Some("n1"));
     node.stop_kubelet().await;
+}
+
+#[tokio::test]
+async fn pods_end_in_order_when_the_machine_stops() {
+    let mut node = Node::start();
+    let mut critical = pod("Always", &["last"]);
+    critical.metadata.name = Some("critical".into());
+    critical.metadata.uid = Some("critical".into());
+    critical.spec.as_mut().unwrap().priority = Some(2_000_001_000);
+    node.api.put(&critical);
+    node.wait_for_pod("critical Running last=running/0").await;
+    node.api.put(&pod("Always", &["first"]));
+    node.wait_for_pod("p Running first=running/0").await;
+    node.runtime.take_calls();
+
+    node.machine_stops.store(true, Ordering::Relaxed);
+    node.stop_kubelet().await;
+    let stops: Vec<String> =
+        node.runtime.take_calls().into_iter().filter(|call| call.starts_with("stop_container")).collect();
+    assert_eq!(stops, ["stop_container first timeout=7", "stop_container last timeout=7"]);
+    for name in ["p", "critical"] {
+        let status = node.api.get::<Pod>("default", name).unwrap().status.clone().unwrap();
+        assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("Terminated")), "{name}");
+    }
 }
