@@ -6,6 +6,7 @@
 pub mod backoff;
 pub mod chain;
 pub mod clock;
+pub mod cron;
 pub mod field;
 pub mod fields;
 pub mod gvk;

@@ -15,6 +15,7 @@ mod bootstrap;
 mod certificate_cleaner;
 mod certificates;
 mod clusterrole_aggregation;
+mod cronjob;
 mod daemonset;
 mod deployment;
 mod disruption;
@@ -40,6 +41,7 @@ mod serviceaccount_tokens;
 mod statefulset;
 mod storageprotection;
 mod taint_eviction;
+mod ttl_after_finished;
 mod volume_expand;
 
 #[cfg(test)]

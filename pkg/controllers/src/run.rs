@@ -16,6 +16,7 @@ pub fn descriptors() -> &'static [Descriptor] {
         crate::certificate_cleaner::CSR_CLEANER,
         crate::certificates::SIGNER,
         crate::clusterrole_aggregation::CLUSTERROLE_AGGREGATION,
+        crate::cronjob::CRONJOB,
         crate::daemonset::DAEMONSET,
         crate::deployment::DEPLOYMENT,
         crate::disruption::DISRUPTION,
@@ -45,6 +46,7 @@ pub fn descriptors() -> &'static [Descriptor] {
         crate::statefulset::STATEFULSET,
         crate::taint_eviction::TAINTEVICTION,
         crate::bootstrap::TOKEN_CLEANER,
+        crate::ttl_after_finished::TTL_AFTER_FINISHED,
         crate::storageprotection::VOLUMEATTRIBUTESCLASS_PROTECTION,
     ]
 }

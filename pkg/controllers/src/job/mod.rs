@@ -28,6 +28,8 @@ mod tracking;
 
 use crate::context::Descriptor;
 
+pub(crate) use conditions::finished_condition;
+
 pub(crate) const NAME: &str = "job-controller";
 
 pub(crate) const JOB: Descriptor = Descriptor::new(NAME, "job", controller::start);

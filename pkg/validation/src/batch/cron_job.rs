@@ -4,11 +4,11 @@
 //! pkg/apis/batch/v1/defaults.go, v1.36.
 
 use rkube_api::k8s::batch::v1::{CronJob, CronJobSpec};
+use rkube_apimachinery::cron::{self, Schedule};
 use rkube_apimachinery::field::{ErrorList, Path};
 use rkube_apimachinery::names;
 
 use super::job;
-use super::schedule;
 use crate::common::defaults::{default_to, text_default};
 use crate::common::meta::{validate_object_meta, validate_object_meta_update};
 use crate::common::names::dns_subdomain;
@@ -84,8 +84,8 @@ fn validate_spec(spec: &CronJobSpec, old: Option<&CronJobSpec>, options: &PodOpt
 
 fn validate_schedule(spec: &CronJobSpec, zone_allowed: bool, path: &Path, errors: &mut ErrorList) {
     let text = spec.schedule.as_str();
-    if let Err(reason) = schedule::check(text) {
-        errors.invalid(path, text, reason);
+    if let Err(reason) = Schedule::parse(text) {
+        errors.invalid(path, text, reason.to_string());
     }
     if !text.contains("TZ") {
         return;
@@ -117,7 +117,7 @@ fn validate_time_zone(zone: &str, path: &Path, errors: &mut ErrorList) {
         let detail = "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones";
         errors.invalid(path, zone, detail);
     }
-    if !schedule::is_time_zone(zone) {
+    if cron::time_zone(zone).is_none() {
         errors.invalid(path, zone, format!("unknown time zone {zone}"));
     }
 }

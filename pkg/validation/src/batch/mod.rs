@@ -5,4 +5,3 @@ pub mod job;
 pub mod job_status;
 
 mod indexes;
-mod schedule;
