@@ -10,10 +10,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::ControllerConfig;
 
+/// Makes the client by which a service account of `kube-system` acts.
+pub type AsAccount = Arc<dyn Fn(&str) -> Client + Send + Sync>;
+
 /// The world as controllers see it: the API by client and caches, events, time, and settings.
 #[derive(Clone)]
 pub struct ControllerContext {
+    /// Fills the caches, and acts for what is no single controller.
     pub client: Client,
+    /// Each controller acts as itself, and may do what its role allows. `None`: all act as `client`.
+    pub as_account: Option<AsAccount>,
     pub informers: InformerFactory,
     pub recorder: EventRecorder,
     pub config: Arc<ControllerConfig>,
@@ -41,9 +47,13 @@ impl ControllerContext {
         self.client.clock()
     }
 
-    /// A client that names the controller in its user agent.
+    /// A client that acts as the controller and names it in its user agent.
     pub fn client_for(&self, name: &str) -> Client {
-        self.client.with_user_agent(&format!("rkube/{name}"))
+        let client = match (&self.as_account, service_account(name)) {
+            (Some(as_account), Some(account)) => as_account(account),
+            _ => self.client.clone(),
+        };
+        client.with_user_agent(&format!("rkube/{name}"))
     }
 
     pub fn queue<T: rkube_client::workqueue::Item>(&self, name: &'static str) -> WorkQueue<T> {
@@ -61,6 +71,41 @@ impl ControllerContext {
         let runner = Runner::new(name, queue.clone(), Arc::clone(reconciler)).workers(workers);
         Box::pin(runner.run(self.shutdown.clone()))
     }
+}
+
+/// The service account of a controller: upstream's names from before controllers' own were made uniform, which
+/// roles are bound to. `None` for the one that makes the tokens of service accounts; it is the manager itself.
+///
+/// Behaves as the names given to client builders in cmd/kube-controller-manager/app, v1.36.
+fn service_account(controller: &str) -> Option<&str> {
+    Some(match controller {
+        "serviceaccount-token-controller" => return None,
+        "bootstrap-signer-controller" => "bootstrap-signer",
+        "certificatesigningrequest-approving-controller"
+        | "certificatesigningrequest-cleaner-controller"
+        | "certificatesigningrequest-signing-controller" => "certificate-controller",
+        "daemonset-controller" => "daemon-set-controller",
+        "endpoints-controller" => "endpoint-controller",
+        "endpointslice-mirroring-controller" => "endpointslicemirroring-controller",
+        "garbage-collector-controller" => "generic-garbage-collector",
+        "horizontal-pod-autoscaler-controller" => "horizontal-pod-autoscaler",
+        "legacy-serviceaccount-token-cleaner-controller" => "legacy-service-account-token-cleaner",
+        "node-ipam-controller" | "node-lifecycle-controller" | "taint-eviction-controller" => "node-controller",
+        "persistentvolume-binder-controller" => "persistent-volume-binder",
+        "persistentvolume-expander-controller" => "expand-controller",
+        "persistentvolume-protection-controller" => "pv-protection-controller",
+        "persistentvolumeclaim-protection-controller" => "pvc-protection-controller",
+        "pod-garbage-collector-controller" => "pod-garbage-collector",
+        "replicationcontroller-controller" => "replication-controller",
+        "resourceclaim-controller" => "resource-claim-controller",
+        "root-ca-certificate-publisher-controller" => "root-ca-cert-publisher",
+        "service-cidr-controller" => "service-cidrs-controller",
+        // Load balancer addresses are a cloud provider's business upstream.
+        "service-lb-controller" => "service-controller",
+        "serviceaccount-controller" => "service-account-controller",
+        "token-cleaner-controller" => "token-cleaner",
+        same => same,
+    })
 }
 
 impl Descriptor {

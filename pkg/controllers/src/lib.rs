@@ -48,5 +48,5 @@ mod volume_expand;
 mod testing;
 
 pub use config::ControllerConfig;
-pub use context::{ControllerContext, Descriptor};
+pub use context::{AsAccount, ControllerContext, Descriptor};
 pub use run::{descriptors, run, server_descriptors};

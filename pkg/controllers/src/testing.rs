@@ -77,6 +77,7 @@ impl World {
         self.process = CancellationToken::new();
         let client = Client::new(transport, self.clock.shared(), SeededRandom::shared(1));
         let context = ControllerContext {
+            as_account: None,
             informers: InformerFactory::new(client.clone(), self.process.clone()),
             // Events go their own way: they are no part of the state that crashes must not lose.
             recorder: EventRecorder::start(self.client(), "test", self.process.clone()),

@@ -26,7 +26,7 @@ use rkube_apiserver::rbac::RbacAuthorizer;
 use rkube_apiserver::server::{Extensions, OpenId, REQUEST_TIMEOUT};
 use rkube_apiserver::{ApiServer, Config};
 use rkube_client::Client;
-use rkube_controllers::{ControllerConfig, kubernetes_service};
+use rkube_controllers::{AsAccount, ControllerConfig, kubernetes_service};
 use rkube_http::listener::Listener;
 use rkube_http::tls::{self, ClientVerifier, TlsError};
 use rkube_pki::join_token::{self, Credential, JoinToken};
@@ -48,6 +48,9 @@ use crate::address;
 use crate::component::{Component, component};
 use crate::config::{Datastore, Paths, ServerConfig};
 use crate::node::{self, ClusterFacts, NodeError, Trust};
+
+/// Where the service accounts of controllers are.
+const CONTROLLERS_NAMESPACE: &str = "kube-system";
 
 /// How long requests under way may take when the server stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -279,25 +282,22 @@ impl ControlPlane {
             ..managers::controller_config(&config, signing)
         };
         let leadership = Leadership::new(&config, advertise);
-        let manager = client(&api, "kube-controller-manager", &clock, &random);
-        let controllers = managers::controllers(manager, Arc::new(settings.clone()), leadership.clone());
+        let manager = client_as(&api, named("system:kube-controller-manager", &[]), &clock, &random);
+        let accounts = as_account(&api, &clock, &random);
+        let controllers = managers::controllers(manager, accounts, Arc::new(settings.clone()), leadership.clone());
         let node = match &config.agent {
             Some(agent) => {
                 let name = format!("system:node:{}", agent.node_name);
                 let folder = Paths::new(&config.data_dir).agent();
-                let user = UserInfo {
-                    name,
-                    groups: vec!["system:nodes".to_owned(), AUTHENTICATED.to_owned()],
-                    ..UserInfo::default()
-                };
-                let client = client_as(&api, user, &clock, &random);
+                let client = client_as(&api, named(&name, &["system:nodes"]), &clock, &random);
                 let trust = Trust { authority: root_ca.clone(), serving: kubelet_serving };
                 node::components(agent, folder, &cluster, &client, &clock, trust, &["kube-apiserver"])?
             }
             None => Vec::new(),
         };
         let api_for_scheduler = api.clone();
-        let seeder = self::client(&api, "system:apiserver", &clock, &random);
+        // The API server's own work, before and beside the roles it seeds.
+        let seeder = client_as(&api, named("system:apiserver", &[MASTERS]), &clock, &random);
         let seed = seed::Seed {
             server: format!("https://{}", SocketAddr::new(advertise, config.https_listen_port)),
             authority: root_ca.clone(),
@@ -332,7 +332,7 @@ impl ControlPlane {
             drop(registry);
             Ok(storage.close().await?)
         });
-        let scheduler = client(&api_for_scheduler, "kube-scheduler", &clock, &random);
+        let scheduler = client_as(&api_for_scheduler, named("system:kube-scheduler", &[]), &clock, &random);
         let scheduler = managers::scheduler(scheduler_config, scheduler, &clock, &random, leadership);
         let mut all = vec![server, controllers, scheduler];
         all.extend(node);
@@ -358,10 +358,19 @@ fn scheduler_config(file: Option<&Path>) -> Result<SchedulerConfig, OpenError> {
     SchedulerConfig::from_value(&value).map_err(|source| OpenError::Scheduler { path: path(), source })
 }
 
-/// A client for a component of this process that administers the cluster.
-fn client(api: &ApiServer, name: &str, clock: &SharedClock, random: &SharedRandom) -> Client {
-    let user = UserInfo { name: name.to_owned(), groups: vec![MASTERS.to_owned()], ..UserInfo::default() };
-    client_as(api, user, clock, random)
+fn named(name: &str, groups: &[&str]) -> UserInfo {
+    let groups = groups.iter().chain(&[AUTHENTICATED]).map(|group| (*group).to_owned()).collect();
+    UserInfo { name: name.to_owned(), groups, ..UserInfo::default() }
+}
+
+/// Clients of the controllers, each with its service account in `kube-system`, by which roles are bound.
+fn as_account(api: &ApiServer, clock: &SharedClock, random: &SharedRandom) -> AsAccount {
+    let (api, clock, random) = (api.clone(), clock.clone(), Arc::clone(random));
+    Arc::new(move |account| {
+        let name = format!("system:serviceaccount:{CONTROLLERS_NAMESPACE}:{account}");
+        let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system"];
+        client_as(&api, named(&name, &groups), &clock, &random)
+    })
 }
 
 fn client_as(api: &ApiServer, user: UserInfo, clock: &SharedClock, random: &SharedRandom) -> Client {

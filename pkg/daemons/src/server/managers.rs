@@ -11,7 +11,7 @@ use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::random::SharedRandom;
 use rkube_client::leader::{LeaderConfig, LeaderElector};
 use rkube_client::{Client, EventRecorder, InformerFactory};
-use rkube_controllers::{ControllerConfig, ControllerContext};
+use rkube_controllers::{AsAccount, ControllerConfig, ControllerContext};
 use rkube_pki::CertificateAuthority;
 use rkube_scheduler::{SchedulerConfig, SchedulerContext};
 use tokio_util::sync::CancellationToken;
@@ -99,6 +99,7 @@ pub(super) fn scheduler(
 
 pub(super) fn controllers(
     client: Client,
+    as_account: AsAccount,
     settings: Arc<ControllerConfig>,
     leadership: Leadership,
 ) -> Box<dyn Component> {
@@ -106,6 +107,7 @@ pub(super) fn controllers(
         let ready = leadership.ready(ready);
         let lead = async |stop: CancellationToken| {
             let context = controller_context(&client, "kube-controller-manager", settings, &stop);
+            let context = ControllerContext { as_account: Some(as_account), ..context };
             let synced = || ready.into_iter().for_each(Ready::ready);
             rkube_controllers::run(rkube_controllers::descriptors(), context, synced)
                 .await
@@ -144,6 +146,7 @@ pub(super) fn controller_context(
     stop: &CancellationToken,
 ) -> ControllerContext {
     ControllerContext {
+        as_account: None,
         informers: InformerFactory::new(client.clone(), stop.clone()),
         recorder: EventRecorder::start(client.clone(), component, stop.clone()),
         config,
