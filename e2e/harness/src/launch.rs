@@ -56,6 +56,12 @@ pub(crate) struct Launch {
 pub(crate) struct Init {
     #[arg(long)]
     hostname: String,
+    /// File with the file system of the node's disk
+    #[arg(long)]
+    disk: PathBuf,
+    /// Where the disk is mounted
+    #[arg(long)]
+    mount_at: PathBuf,
 }
 
 pub(crate) fn run(inner: &Inner) -> Result<ExitCode> {
@@ -138,6 +144,10 @@ impl Init {
         mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=755"))
             .context("mounting /run")?;
         fs::create_dir_all("/run/lock")?;
+        let mounted = Command::new("mount").args(["-o", "loop"]).args([&self.disk, &self.mount_at]).status();
+        if !mounted.context("running mount")?.success() {
+            bail!("mounting {} on {}: are there loop devices?", self.disk.display(), self.mount_at.display());
+        }
         notify_ready();
 
         loop {

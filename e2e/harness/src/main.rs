@@ -5,12 +5,15 @@
 mod api;
 mod cgroups;
 mod cluster;
+mod course;
 mod fabric;
 mod launch;
 mod node;
 mod process;
+mod runner;
 mod service;
 mod spec;
+mod world;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,7 +21,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use cluster::{Cluster, Options};
+use course::Step;
 use node::Node;
+use runner::{Settings, Shape};
 use spec::{Datastore, Spec};
 
 #[derive(Parser)]
@@ -61,6 +66,25 @@ enum Command {
         node: String,
         #[arg(last = true, required = true)]
         command: Vec<String>,
+    },
+    /// Runs the course on new clusters
+    Course {
+        /// Steps to run; the default ones if none are named
+        steps: Vec<String>,
+        /// Folder for the clusters
+        #[arg(long, default_value = "/tmp/rkube-e2e")]
+        dir: PathBuf,
+        /// A cluster to run them on, as NODES:DATASTORE; may be given several times
+        #[arg(long, default_value = "1:embedded")]
+        cluster: Vec<Shape>,
+        /// Folder of the images that e2e/images/build makes
+        #[arg(long)]
+        images: PathBuf,
+        #[arg(long, env = "RKUBE_BINARY")]
+        binary: PathBuf,
+        /// Leave a cluster that something failed on
+        #[arg(long)]
+        keep: bool,
     },
     /// Does something to a node that happens to machines: `fault --dir D node2 power-off`
     Fault {
@@ -139,6 +163,22 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::Exec { dir, node, command } => {
             let code = Cluster::open(&dir)?.named(&node)?.attach(&command).await?;
             return Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from));
+        }
+        Command::Course { steps, dir, cluster, images, binary, keep } => {
+            std::fs::create_dir_all(&dir)?;
+            let settings = Settings {
+                folder: dir.canonicalize()?,
+                binary: binary.canonicalize().context("RKUBE_BINARY")?,
+                images: images.canonicalize().context("--images")?,
+                keep,
+            };
+            let chosen = |step: &Step| match steps.as_slice() {
+                [] => step.is_default,
+                names => names.iter().any(|name| name == step.name),
+            };
+            if !runner::course(&settings, &cluster, chosen).await? {
+                return Ok(ExitCode::FAILURE);
+            }
         }
         Command::Fault { dir, node, fault } => {
             let cluster = Cluster::open(&dir)?;

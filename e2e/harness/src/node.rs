@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
+use tokio::process::Command;
 
 use crate::service::{Place, Service, launcher};
 use crate::spec::{Datastore, Spec};
@@ -17,6 +18,7 @@ const CONTAINERD_READY: Duration = Duration::from_secs(60);
 /// A debug binary on a busy machine makes its keys in this time too.
 const RKUBE_READY: Duration = Duration::from_secs(180);
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+const DISK_BYTES: u64 = 20 << 30;
 /// The node's /run is its own, so the default path is.
 const RUNTIME: &str = "/run/containerd/containerd.sock";
 
@@ -72,13 +74,22 @@ impl Node {
     /// Boots the node up to its container runtime; what runs already stays.
     pub(crate) async fn boot(&self) -> Result<()> {
         let folder = self.folder();
-        for name in ["data/agent/images", "kubelet", "pods", "cni/bin", "cni/conf", "containerd"] {
+        for name in ["data/agent/images", "disk", "cni/bin", "cni/conf"] {
             fs::create_dir_all(folder.join(name)).with_context(|| format!("creating folders of {}", self.name()))?;
         }
         if self.init().pid().is_none() {
             fabric::make_node(&self.spec, self.number).await?;
             let this = std::env::current_exe()?.display().to_string();
-            let command = [this, "inner".into(), "init".into(), "--hostname".into(), self.name()];
+            let disk = self.make_disk().await?;
+            let mount_at = folder.join("disk");
+            let command = [
+                this,
+                "inner".into(),
+                "init".into(),
+                format!("--hostname={}", self.name()),
+                format!("--disk={}", disk.display()),
+                format!("--mount-at={}", mount_at.display()),
+            ];
             self.init().start(&command, true).await.with_context(|| self.name())?;
         }
         if self.containerd().pid().is_none() {
@@ -90,19 +101,42 @@ impl Node {
         Ok(())
     }
 
+    /// A file that takes as much room as is used of it. With a disk of its own a node does not see how full the
+    /// machine's is, which would make it evict pods.
+    async fn make_disk(&self) -> Result<PathBuf> {
+        let path = self.folder().join("disk.img");
+        if path.exists() {
+            return Ok(path);
+        }
+        let draft = self.folder().join("disk.draft");
+        fs::File::create(&draft).and_then(|file| file.set_len(DISK_BYTES)).context("making the disk")?;
+        // Nobody takes the power from the machine itself, so a journal would protect from nothing.
+        let output = Command::new("mkfs.ext4")
+            .args(["-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard"])
+            .arg(&draft)
+            .output()
+            .await
+            .context("running mkfs.ext4 (package e2fsprogs)")?;
+        if !output.status.success() {
+            bail!("mkfs.ext4: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        fs::rename(&draft, &path)?;
+        Ok(path)
+    }
+
     fn containerd_config(&self) -> String {
         let folder = self.folder();
         let folder = folder.display();
-        // Lowering OOM scores takes a capability that a container lacks.
+        // The disk is mounted on the node only. Lowering OOM scores takes a capability that a container lacks.
         format!(
             r#"version = 2
-root = "{folder}/containerd"
+root = "{folder}/disk/containerd"
 state = "/run/containerd"
 disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper"]
 [grpc]
   address = "{RUNTIME}"
 [plugins."io.containerd.internal.v1.opt"]
-  path = "{folder}/containerd/opt"
+  path = "{folder}/disk/opt"
 [plugins."io.containerd.grpc.v1.cri"]
   restrict_oom_score_adj = true
   sandbox_image = "rkube.local/pause:1"
@@ -125,6 +159,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
         archives.sort();
         for archive in archives {
             let kept = target.join(archive.file_name().unwrap_or_default());
+            let archive = archive.canonicalize().with_context(|| format!("reading {}", archive.display()))?;
             if is_same(&archive, &kept) {
                 continue;
             }
@@ -179,8 +214,8 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
         flag("node-name", self.name());
         flag("node-ip", self.spec.node_address(self.number).to_string());
         flag("container-runtime-endpoint", format!("unix://{RUNTIME}"));
-        flag("kubelet-root-dir", path(folder.join("kubelet")));
-        flag("pod-logs-dir", path(folder.join("pods")));
+        flag("kubelet-root-dir", path(folder.join("disk/kubelet")));
+        flag("pod-logs-dir", path(folder.join("disk/pods")));
         flag("cni-bin-dir", path(folder.join("cni/bin")));
         flag("cni-conf-dir", path(folder.join("cni/conf")));
         flag("cgroup-root", group);

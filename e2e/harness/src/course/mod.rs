@@ -1,0 +1,64 @@
+//! The course: what a class on Kubernetes does in its practice sessions, step by step, each asserting what a
+//! student would see. Every step has a namespace of its own and needs nothing of another.
+
+mod configuration;
+mod deployments;
+mod limits;
+mod services;
+mod stateful;
+
+use anyhow::Result;
+use futures_util::future::BoxFuture;
+
+use crate::world::World;
+
+/// One practice session.
+pub(crate) struct Step {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    /// Whether it is part of the runs that must never fail by chance.
+    pub(crate) is_default: bool,
+    /// Archives of e2e/images it needs.
+    pub(crate) images: &'static [&'static str],
+    pub(crate) run: for<'a> fn(&'a World<'a>) -> BoxFuture<'a, Result<()>>,
+}
+
+macro_rules! step {
+    ($name:literal, $about:literal, $images:expr, $function:path) => {
+        Step { name: $name, about: $about, is_default: true, images: &$images, run: |world| Box::pin($function(world)) }
+    };
+}
+
+/// Every step, in the order of the course.
+pub(crate) const STEPS: &[Step] = &[
+    step!("page", "a Deployment of nginx with a page from a ConfigMap", ["nginx", "busybox"], deployments::page),
+    step!("scale", "a Deployment scaled up and down", ["nginx"], deployments::scale),
+    step!(
+        "rollout",
+        "a rolling update, its history, a rollback and a release that cannot start",
+        ["nginx", "nginx-next"],
+        deployments::rollout
+    ),
+    step!(
+        "environment",
+        "ConfigMap and Secret as environment and files, and a change that arrives",
+        ["busybox"],
+        configuration::environment
+    ),
+    step!(
+        "probes",
+        "a pod that is not ready, one that is restarted and one that starts slowly",
+        ["busybox"],
+        configuration::probes
+    ),
+    step!("limits", "defaults and bounds from a LimitRange, a quota that is reached", ["busybox"], limits::limits),
+    step!(
+        "names",
+        "Services by name, across namespaces, without an address of their own",
+        ["busybox"],
+        services::names
+    ),
+    step!("node-port", "a Service on every node's port", ["busybox"], services::node_port),
+    step!("looking", "logs, exec, port-forward and describe", ["busybox"], services::looking),
+    step!("stateful", "a StatefulSet of redis with stable names", ["redis"], stateful::redis),
+];

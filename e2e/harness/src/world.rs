@@ -1,0 +1,225 @@
+//! What a scenario works with: one namespace of a cluster, kubectl as a student types it, and waiting.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use http::Request;
+use rkube_api::Kind;
+use rkube_client::{Client, ListParams};
+use rkube_http::body::Body;
+use rkube_http::client::HttpClient;
+use rkube_http::connect::Connector;
+use serde_json::Value;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+use crate::api::{self, Objects};
+use crate::cluster::Cluster;
+
+/// Long enough for a debug binary on a busy machine; nothing waits this long when all is well.
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
+/// Between tries of what no event announces: that packets get through.
+const PAGE_PAUSE: Duration = Duration::from_millis(250);
+const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
+const PAGE_BYTES_MAX: usize = 4 << 20;
+
+#[derive(Clone)]
+pub(crate) struct World<'a> {
+    pub(crate) cluster: &'a Cluster,
+    pub(crate) client: Client,
+    pub(crate) namespace: String,
+}
+
+impl<'a> World<'a> {
+    pub(crate) fn new(cluster: &'a Cluster, namespace: &str) -> Result<Self> {
+        Ok(Self { cluster, client: cluster.client()?, namespace: namespace.to_owned() })
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("kubectl");
+        let cache: PathBuf = self.cluster.spec.folder.join("nodes/kubectl");
+        command
+            .arg("--kubeconfig")
+            .arg(self.cluster.spec.kubeconfig())
+            .arg("--cache-dir")
+            .arg(cache)
+            .args(["--namespace", &self.namespace])
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        command
+    }
+
+    /// kubectl with these words, in the scenario's namespace. Returns what it prints.
+    pub(crate) async fn kubectl(&self, words: &str) -> Result<String> {
+        self.kubectl_args(&words.split_whitespace().collect::<Vec<_>>()).await
+    }
+
+    /// The same for words that hold spaces.
+    pub(crate) async fn kubectl_args(&self, words: &[&str]) -> Result<String> {
+        let (done, out, error) = self.try_kubectl(words).await?;
+        ensure!(done, "kubectl {}: {}{}", words.join(" "), error.trim(), out.trim());
+        Ok(out)
+    }
+
+    /// kubectl that is to fail: returns what it says.
+    pub(crate) async fn kubectl_fails(&self, words: &str) -> Result<String> {
+        let (done, out, error) = self.try_kubectl(&words.split_whitespace().collect::<Vec<_>>()).await?;
+        ensure!(!done, "kubectl {words} should have failed, but it said: {out}");
+        Ok(error)
+    }
+
+    async fn try_kubectl(&self, words: &[&str]) -> Result<(bool, String, String)> {
+        let running = self.command().args(words).output();
+        let Ok(output) = tokio::time::timeout(2 * LIMIT, running).await else {
+            bail!("kubectl {} did not end within {} s", words.join(" "), 2 * LIMIT.as_secs());
+        };
+        let output = output.context("running kubectl")?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok((output.status.success(), text(&output.stdout), text(&output.stderr)))
+    }
+
+    /// `kubectl apply -f -`, or another verb that reads a manifest.
+    pub(crate) async fn manifest(&self, verb: &str, yaml: &str) -> Result<String> {
+        let mut command = self.command();
+        command.args([verb, "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().context("running kubectl")?;
+        let mut stdin = child.stdin.take().context("kubectl reads")?;
+        stdin.write_all(yaml.as_bytes()).await?;
+        drop(stdin);
+        let output = child.wait_with_output().await?;
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success(), "kubectl {verb}: {}", error.trim());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    pub(crate) async fn apply(&self, yaml: &str) -> Result<()> {
+        self.manifest("apply", yaml).await.map(drop)
+    }
+
+    /// Waits for objects of the namespace, selected by labels, to pass `check`.
+    pub(crate) async fn wait<K: Kind, T>(
+        &self,
+        what: &str,
+        labels: &str,
+        check: impl FnMut(&Objects) -> Result<T, String>,
+    ) -> Result<T> {
+        let api = self.client.namespaced::<K>(&self.namespace);
+        api::wait(api.dynamic(), &ListParams::labels(labels), LIMIT, what, check).await
+    }
+
+    /// Waits for one object to pass `check`.
+    pub(crate) async fn wait_one<K: Kind, T>(
+        &self,
+        name: &str,
+        what: &str,
+        mut check: impl FnMut(&Value) -> Result<T, String>,
+    ) -> Result<T> {
+        let api = self.client.namespaced::<K>(&self.namespace);
+        let params = ListParams::fields(format!("metadata.name={name}"));
+        api::wait(api.dynamic(), &params, LIMIT, &format!("{} {name} {what}", K::KIND), |found| {
+            match found.values().next() {
+                Some(object) => check(object),
+                None => Err(format!("there is no {} {name}", K::KIND)),
+            }
+        })
+        .await
+    }
+
+    /// One field of one object, as JSON.
+    pub(crate) async fn get<K: Kind>(&self, name: &str) -> Result<Value> {
+        let api = self.client.namespaced::<K>(&self.namespace);
+        api.dynamic().get(name).await.with_context(|| format!("reading {} {name}", K::KIND))
+    }
+
+    /// Waits until a page is served and passes `check`.
+    pub(crate) async fn page(&self, url: &str, check: impl Fn(&str) -> bool) -> Result<String> {
+        let mut last = String::from("no answer");
+        let asking = async {
+            loop {
+                match fetch(url).await {
+                    Ok(page) if check(&page) => return page,
+                    Ok(page) => last = format!("the page was {:?}", page.chars().take(200).collect::<String>()),
+                    Err(error) => last = format!("{error:#}"),
+                }
+                tokio::time::sleep(PAGE_PAUSE).await;
+            }
+        };
+        match tokio::time::timeout(LIMIT, asking).await {
+            Ok(page) => Ok(page),
+            Err(_) => bail!("{url}: not as expected within {} s; last: {last}", LIMIT.as_secs()),
+        }
+    }
+
+    /// The same from inside a pod that has busybox.
+    pub(crate) async fn page_from_pod(&self, pod: &str, url: &str, text: &str) -> Result<()> {
+        let mut last = String::new();
+        let asking = async {
+            loop {
+                // The limit is not wget's own: with that option Debian's busybox crashes.
+                match self.kubectl_args(&["exec", pod, "--", "timeout", "5", "wget", "-q", "-O", "-", url]).await {
+                    Ok(page) if page.contains(text) => return,
+                    Ok(page) => last = page,
+                    Err(error) => last = format!("{error:#}"),
+                }
+                tokio::time::sleep(PAGE_PAUSE).await;
+            }
+        };
+        match tokio::time::timeout(LIMIT, asking).await {
+            Ok(()) => Ok(()),
+            Err(_) => bail!("{url} from pod {pod}: {text:?} not within {} s; last: {last}", LIMIT.as_secs()),
+        }
+    }
+
+    /// The node port a Service was given.
+    pub(crate) async fn node_port(&self, service: &str) -> Result<u64> {
+        let service = self.get::<rkube_api::k8s::core::v1::Service>(service).await?;
+        service["spec"]["ports"][0]["nodePort"].as_u64().context("the Service has a node port")
+    }
+
+    /// A process of kubectl that stays, for what streams.
+    pub(crate) fn kubectl_stream(&self, words: &str) -> Result<tokio::process::Child> {
+        let mut command = self.command();
+        command.args(words.split_whitespace()).stdout(Stdio::piped());
+        command.spawn().context("running kubectl")
+    }
+}
+
+/// One GET, answered with 200.
+pub(crate) async fn fetch(url: &str) -> Result<String> {
+    request(Request::get(url).header("connection", "close").body(Body::empty())?).await
+}
+
+/// One request on a connection of its own, answered with 200.
+pub(crate) async fn request(request: Request<Body>) -> Result<String> {
+    let client = HttpClient::new(request.uri(), Connector::new(None))?;
+    let answer = async {
+        let response = client.request(request).await?;
+        let status = response.status();
+        let body = response.into_body().read(PAGE_BYTES_MAX).await?;
+        ensure!(status.is_success(), "status {status}");
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    };
+    tokio::time::timeout(PAGE_TIMEOUT, answer).await.context("no answer in time")?
+}
+
+/// How many of the objects pass.
+pub(crate) fn count(objects: &Objects, check: impl Fn(&Value) -> bool) -> usize {
+    objects.values().filter(|object| check(object)).count()
+}
+
+/// Exactly this many pods, all Ready and none on its way out.
+pub(crate) fn ready_pods(wanted: usize) -> impl FnMut(&Objects) -> Result<Vec<String>, String> {
+    move |pods| {
+        let leaving = count(pods, |pod| !pod["metadata"]["deletionTimestamp"].is_null());
+        let ready = count(pods, |pod| api::condition(pod, "Ready") == "True");
+        if (pods.len(), leaving, ready) == (wanted, 0, wanted) {
+            return Ok(pods
+                .values()
+                .map(|pod| pod["metadata"]["name"].as_str().unwrap_or_default().to_owned())
+                .collect());
+        }
+        Err(format!("{} pods, {ready} Ready, {leaving} leaving, {wanted} wanted", pods.len()))
+    }
+}
