@@ -3,6 +3,7 @@
 mod control_plane;
 mod datastore;
 mod managers;
+mod manifests;
 mod seed;
 
 use std::future::Future;

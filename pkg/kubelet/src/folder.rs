@@ -8,7 +8,7 @@ use inotify::{Inotify, WatchMask};
 use tokio::sync::Notify;
 
 /// Notifies `changed` whenever something in the folder changes.
-pub(crate) async fn watch(folder: PathBuf, changed: Arc<Notify>) -> std::io::Result<()> {
+pub async fn watch(folder: PathBuf, changed: Arc<Notify>) -> std::io::Result<()> {
     std::fs::create_dir_all(&folder)?;
     let inotify = Inotify::init()?;
     let mask = WatchMask::CLOSE_WRITE | WatchMask::MOVE | WatchMask::DELETE | WatchMask::CREATE;

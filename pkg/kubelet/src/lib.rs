@@ -16,7 +16,7 @@ pub mod config;
 pub mod downward;
 pub mod events;
 pub mod eviction;
-mod folder;
+pub mod folder;
 pub mod kubelet;
 pub mod log_rotation;
 pub mod logs;

@@ -43,6 +43,7 @@ use tracing::{info, info_span};
 
 use super::datastore::{self, DatastoreError};
 use super::managers::{self, Leadership};
+use super::manifests;
 use super::seed;
 use crate::address;
 use crate::component::{Component, component};
@@ -334,7 +335,13 @@ impl ControlPlane {
         });
         let scheduler = client_as(&api_for_scheduler, named("system:kube-scheduler", &[]), &clock, &random);
         let scheduler = managers::scheduler(scheduler_config, scheduler, &clock, &random, leadership);
-        let mut all = vec![server, controllers, scheduler];
+        let settings = manifests::Settings {
+            folder: Paths::new(&config.data_dir).manifests(),
+            disable: config.disable.iter().cloned().collect(),
+            server: address::host_name(),
+        };
+        let addons = client(&api_for_scheduler, "system:rkube-addons", &clock, &random);
+        let mut all = vec![server, controllers, scheduler, manifests::manifests(settings, addons)];
         all.extend(node);
         Ok(all)
     }
