@@ -30,6 +30,7 @@ mod namespace;
 mod node_ipam;
 mod nodelifecycle;
 mod persistentvolume;
+mod podautoscaler;
 mod podgc;
 mod replicaset;
 mod resourcequota;

@@ -25,6 +25,7 @@ pub fn descriptors() -> &'static [Descriptor] {
         crate::endpointslicemirroring::ENDPOINTSLICE_MIRRORING,
         crate::ephemeral_volume::EPHEMERAL_VOLUME,
         crate::garbagecollector::GARBAGECOLLECTOR,
+        crate::podautoscaler::HORIZONTAL_POD_AUTOSCALER,
         crate::job::JOB,
         crate::serviceaccount_tokens::LEGACY_SERVICEACCOUNT_TOKEN_CLEANER,
         crate::namespace::NAMESPACE,

@@ -4,6 +4,7 @@ pub(crate) mod claims;
 pub(crate) mod discovery;
 pub(crate) mod enqueue;
 pub(crate) mod errors;
+pub(crate) mod go_text;
 pub(crate) mod hash;
 pub(crate) mod history;
 pub(crate) mod latest;

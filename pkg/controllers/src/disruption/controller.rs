@@ -19,6 +19,7 @@ use super::plan::{self, DISRUPTION_TARGET};
 use super::scale::{Scales, Total};
 use crate::common::enqueue::enqueue_all;
 use crate::common::errors::ignore_not_found;
+use crate::common::go_text::selector_text;
 use crate::common::mapper::Mapper;
 use crate::context::{ControllerContext, Running};
 
@@ -125,7 +126,7 @@ impl Disruption {
             self.recorder.warning(budget, "CalculateExpectedPodCountFailed", text);
         })?;
         if !unmanaged.is_empty() {
-            let selector = plan::selector_text(budget.spec.as_ref().and_then(|spec| spec.selector.as_ref()));
+            let selector = selector_text(budget.spec.as_ref().and_then(|spec| spec.selector.as_ref()));
             let text = format!(
                 "Pods selected by this PodDisruptionBudget (selector: {selector}) were found to be unmanaged. As a \
                  result, the status of the PDB cannot be calculated correctly, which may result in undefined \

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use rkube_api::k8s::core::v1::Pod;
 use rkube_api::k8s::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus};
-use rkube_api::meta::pkg::apis::meta::v1::{Condition, LabelSelector, Time};
+use rkube_api::meta::pkg::apis::meta::v1::{Condition, Time};
 use rkube_api::meta::pkg::util::intstr::IntOrString as ApiIntOrString;
 use rkube_apimachinery::int_or_string::{IntOrString, Rounding, ScaleError};
 use rkube_apimachinery::time::whole_seconds;
@@ -182,20 +182,4 @@ pub(super) fn stale_in(pod: &Pod, now: Timestamp) -> Option<Duration> {
     }
     let since = condition.last_transition_time.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
     Some(left(since, STALE_TIMEOUT, now))
-}
-
-/// A selector as Go prints it in messages.
-pub(super) fn selector_text(selector: Option<&LabelSelector>) -> String {
-    let Some(selector) = selector else { return "nil".to_owned() };
-    let labels = selector.match_labels.iter().flatten();
-    let labels: String = labels.map(|(key, value)| format!("{key}: {value},")).collect();
-    let expressions = selector.match_expressions.iter().flatten().map(|expression| {
-        let values = expression.values.as_deref().unwrap_or_default().join(" ");
-        let (key, operator) = (&expression.key, &expression.operator);
-        format!("LabelSelectorRequirement{{Key:{key},Operator:{operator},Values:[{values}],}},")
-    });
-    let expressions: String = expressions.collect();
-    format!(
-        "&LabelSelector{{MatchLabels:map[string]string{{{labels}}},MatchExpressions:[]LabelSelectorRequirement{{{expressions}}},}}"
-    )
 }

@@ -6,13 +6,12 @@ use expect_test::{Expect, expect};
 use rkube_api::k8s::apps::v1::{Deployment, DeploymentSpec, ReplicaSet, ReplicaSetSpec};
 use rkube_api::k8s::core::v1::Pod;
 use rkube_api::k8s::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
-use rkube_api::meta::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, OwnerReference, Time};
+use rkube_api::meta::pkg::apis::meta::v1::{LabelSelector, OwnerReference, Time};
 use rkube_api::meta::pkg::util::intstr::IntOrString;
 use rkube_client::owner::new_controller_ref;
 use serde_json::json;
 
 use super::DISRUPTION;
-use super::plan::selector_text;
 use crate::testing::{World, events, labels, metadata, run_pod, set_pod_condition, survives_any_crash};
 
 fn budget(min_available: Option<IntOrString>, max_unavailable: Option<IntOrString>) -> PodDisruptionBudget {
@@ -254,24 +253,6 @@ async fn a_disruption_target_that_nobody_deletes_is_taken_back() {
     world.run_for(Duration::from_secs(2)).await;
     assert_eq!(target(&world, "web-0"), "False -");
     assert_eq!(target(&world, "web-1"), "True TerminationByKubelet");
-}
-
-#[test]
-fn selectors_read_as_in_go() {
-    let expression = LabelSelectorRequirement {
-        key: "tier".to_owned(),
-        operator: "In".to_owned(),
-        values: Some(vec!["a".to_owned(), "b".to_owned()]),
-    };
-    let selector = LabelSelector {
-        match_labels: Some(labels(&[("x", "1"), ("y", "2")])),
-        match_expressions: Some(vec![expression]),
-    };
-    assert_eq!(
-        selector_text(Some(&selector)),
-        "&LabelSelector{MatchLabels:map[string]string{x: 1,y: 2,},MatchExpressions:[]LabelSelectorRequirement\
-         {LabelSelectorRequirement{Key:tier,Operator:In,Values:[a b],},},}"
-    );
 }
 
 #[tokio::test]
