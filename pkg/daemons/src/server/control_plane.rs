@@ -340,7 +340,7 @@ impl ControlPlane {
             disable: config.disable.iter().cloned().collect(),
             server: address::host_name(),
         };
-        let addons = client(&api_for_scheduler, "system:rkube-addons", &clock, &random);
+        let addons = client_as(&api_for_scheduler, named("system:rkube-addons", &[MASTERS]), &clock, &random);
         let mut all = vec![server, controllers, scheduler, manifests::manifests(settings, addons)];
         all.extend(node);
         Ok(all)
