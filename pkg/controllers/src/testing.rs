@@ -129,6 +129,14 @@ impl World {
         }
     }
 
+    /// Lets time pass in which nothing may be asked of the API: what is settled costs nothing.
+    pub(crate) async fn stays_idle(&mut self, duration: Duration) {
+        self.api.take_actions();
+        self.run_for(duration).await;
+        let actions = self.api.take_actions();
+        assert!(actions.is_empty(), "{actions:?}");
+    }
+
     pub(crate) fn now(&self) -> Timestamp {
         whole_seconds(self.clock.now())
     }

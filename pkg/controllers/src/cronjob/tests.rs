@@ -251,10 +251,7 @@ async fn jobs_start_on_time_and_the_list_follows() {
     .assert_eq(&events(&world, "ns"));
 
     // Between two times nothing is asked or written.
-    world.api.take_actions();
-    world.run_for(50 * MINUTE).await;
-    let actions = world.api.take_actions();
-    assert!(actions.is_empty(), "{actions:?}");
+    world.stays_idle(50 * MINUTE).await;
 }
 
 #[tokio::test]

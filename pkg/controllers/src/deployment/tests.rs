@@ -38,6 +38,14 @@ fn world(deployment: &Deployment) -> World {
     world
 }
 
+/// A Deployment whose first pods are there.
+async fn running(replicas: i32) -> World {
+    let mut world = world(&deployment(replicas));
+    world.start();
+    world.settle().await;
+    world
+}
+
 fn image(set: &ReplicaSet) -> String {
     let template = set.spec.as_ref().and_then(|spec| spec.template.as_ref());
     template.and_then(|template| template.spec.as_ref()?.containers[0].image.clone()).unwrap_or_default()
@@ -71,7 +79,7 @@ fn outcome(world: &World) -> String {
         })
         .collect();
     conditions.sort();
-    lines.extend(conditions);
+    lines.push(conditions.join(", "));
     let mut sets: Vec<_> = world
         .api
         .list::<ReplicaSet>("ns")
@@ -98,11 +106,16 @@ fn check(world: &World, expected: Expect) {
     expected.assert_eq(&outcome(world));
 }
 
+/// The rollout is over, with this outcome besides the conditions that say so.
+fn check_done(world: &World, expected: Expect) {
+    let outcome = outcome(world);
+    let done = "Available True MinimumReplicasAvailable, Progressing True NewReplicaSetAvailable\n";
+    assert!(outcome.contains(done), "{outcome}");
+    expected.assert_eq(&outcome.replace(done, ""));
+}
+
 fn set_image(world: &World, image: &str) {
-    world.api.edit::<Deployment>("ns", "web", |deployment| {
-        deployment.spec.get_or_insert_default().template = template("web", image);
-        deployment.metadata.generation = deployment.metadata.generation.map(|generation| generation + 1);
-    });
+    edit(world, |spec| spec.template = template("web", image));
 }
 
 fn edit(world: &World, edit: impl FnOnce(&mut DeploymentSpec)) {
@@ -114,39 +127,28 @@ fn edit(world: &World, edit: impl FnOnce(&mut DeploymentSpec)) {
 
 #[tokio::test]
 async fn a_new_deployment_becomes_available() {
-    let mut world = world(&deployment(3));
-    world.start();
-    world.settle().await;
-    check(
+    let mut world = running(3).await;
+    check_done(
         &world,
         expect![[r#"
         revision 1 replicas 3 updated 3 ready 3 available 3 unavailable 0
-        Available True MinimumReplicasAvailable
-        Progressing True NewReplicaSetAvailable
         image:1 3/3 revision 1 was 3 of at most 4
         3 pods"#]],
     );
     assert!(events(&world, "ns").contains("Normal ScalingReplicaSet: Scaled up replica set web-"));
 
-    world.api.take_actions();
-    world.run_for(Duration::from_secs(7200)).await;
-    let actions = world.api.take_actions();
-    assert!(actions.is_empty(), "a settled deployment costs nothing: {actions:?}");
+    world.stays_idle(Duration::from_secs(7200)).await;
 }
 
 #[tokio::test]
 async fn a_new_template_rolls_and_undo_rolls_back() {
-    let mut world = world(&deployment(4));
-    world.start();
-    world.settle().await;
+    let mut world = running(4).await;
     set_image(&world, "image:2");
     world.settle().await;
-    check(
+    check_done(
         &world,
         expect![[r#"
         revision 2 replicas 4 updated 4 ready 4 available 4 unavailable 0
-        Available True MinimumReplicasAvailable
-        Progressing True NewReplicaSetAvailable
         image:1 0/0 revision 1 was 4 of at most 5
         image:2 4/4 revision 2 was 4 of at most 5
         4 pods"#]],
@@ -154,12 +156,10 @@ async fn a_new_template_rolls_and_undo_rolls_back() {
     // What kubectl rollout undo does: the old template, and with it the old ReplicaSet, is the new one again.
     set_image(&world, "image:1");
     world.settle().await;
-    check(
+    check_done(
         &world,
         expect![[r#"
         revision 3 replicas 4 updated 4 ready 4 available 4 unavailable 0
-        Available True MinimumReplicasAvailable
-        Progressing True NewReplicaSetAvailable
         image:1 4/4 revision 3 was 4 of at most 5
         image:2 0/0 revision 2 was 4 of at most 5
         4 pods"#]],
@@ -168,9 +168,7 @@ async fn a_new_template_rolls_and_undo_rolls_back() {
 
 #[tokio::test]
 async fn the_deprecated_rollback_annotation_works() {
-    let mut world = world(&deployment(2));
-    world.start();
-    world.settle().await;
+    let mut world = running(2).await;
     set_image(&world, "image:2");
     world.settle().await;
     world.api.edit::<Deployment>("ns", "web", |deployment| {
@@ -178,12 +176,10 @@ async fn the_deprecated_rollback_annotation_works() {
         annotations.insert("deprecated.deployment.rollback.to".to_owned(), "0".to_owned());
     });
     world.settle().await;
-    check(
+    check_done(
         &world,
         expect![[r#"
         revision 3 replicas 2 updated 2 ready 2 available 2 unavailable 0
-        Available True MinimumReplicasAvailable
-        Progressing True NewReplicaSetAvailable
         image:1 2/2 revision 3 was 2 of at most 3
         image:2 0/0 revision 2 was 2 of at most 3
         2 pods"#]],
@@ -193,9 +189,7 @@ async fn the_deprecated_rollback_annotation_works() {
 
 #[tokio::test]
 async fn a_broken_rollout_keeps_most_pods_and_times_out() {
-    let mut world = world(&deployment(4));
-    world.start();
-    world.settle().await;
+    let mut world = running(4).await;
     world.nodes = false;
     set_image(&world, "broken:2");
     world.run_for(Duration::from_secs(300)).await;
@@ -203,8 +197,7 @@ async fn a_broken_rollout_keeps_most_pods_and_times_out() {
         &world,
         expect![[r#"
         revision 2 replicas 5 updated 2 ready 3 available 3 unavailable 2
-        Available True MinimumReplicasAvailable
-        Progressing True ReplicaSetUpdated
+        Available True MinimumReplicasAvailable, Progressing True ReplicaSetUpdated
         broken:2 2/2 revision 2 was 4 of at most 5
         image:1 3/3 revision 1 was 4 of at most 5
         6 pods"#]],
@@ -214,8 +207,7 @@ async fn a_broken_rollout_keeps_most_pods_and_times_out() {
         &world,
         expect![[r#"
         revision 2 replicas 5 updated 2 ready 3 available 3 unavailable 2
-        Available True MinimumReplicasAvailable
-        Progressing False ProgressDeadlineExceeded
+        Available True MinimumReplicasAvailable, Progressing False ProgressDeadlineExceeded
         broken:2 2/2 revision 2 was 4 of at most 5
         image:1 3/3 revision 1 was 4 of at most 5
         6 pods"#]],
@@ -224,9 +216,7 @@ async fn a_broken_rollout_keeps_most_pods_and_times_out() {
 
 #[tokio::test]
 async fn scaling_during_a_rollout_is_proportional() {
-    let mut world = world(&deployment(10));
-    world.start();
-    world.settle().await;
+    let mut world = running(10).await;
     world.nodes = false;
     set_image(&world, "broken:2");
     world.run_for(Duration::from_secs(1)).await;
@@ -236,8 +226,7 @@ async fn scaling_during_a_rollout_is_proportional() {
         &world,
         expect![[r#"
         revision 2 replicas 25 updated 10 ready 8 available 8 unavailable 17
-        Available False MinimumReplicasUnavailable
-        Progressing True ReplicaSetUpdated
+        Available False MinimumReplicasUnavailable, Progressing True ReplicaSetUpdated
         broken:2 10/10 revision 2 was 20 of at most 25
         image:1 15/15 revision 1 was 20 of at most 25
         27 pods"#]],
@@ -259,12 +248,10 @@ async fn recreate_stops_everything_first() {
     assert_eq!(world.api.list::<ReplicaSet>("ns").len(), 1);
     world.nodes = true;
     world.settle().await;
-    check(
+    check_done(
         &world,
         expect![[r#"
         revision 2 replicas 3 updated 3 ready 3 available 3 unavailable 0
-        Available True MinimumReplicasAvailable
-        Progressing True NewReplicaSetAvailable
         image:1 0/0 revision 1 was 3 of at most 3
         image:2 3/3 revision 2 was 3 of at most 3
         3 pods"#]],
@@ -273,9 +260,7 @@ async fn recreate_stops_everything_first() {
 
 #[tokio::test]
 async fn a_paused_deployment_scales_and_does_not_roll() {
-    let mut world = world(&deployment(2));
-    world.start();
-    world.settle().await;
+    let mut world = running(2).await;
     edit(&world, |spec| spec.paused = Some(true));
     world.settle().await;
     set_image(&world, "image:2");
@@ -288,19 +273,16 @@ async fn a_paused_deployment_scales_and_does_not_roll() {
         &world,
         expect![[r#"
         revision 1 replicas 3 updated 0 ready 3 available 3 unavailable 0
-        Available True MinimumReplicasAvailable
-        Progressing Unknown DeploymentPaused
+        Available True MinimumReplicasAvailable, Progressing Unknown DeploymentPaused
         image:1 3/3 revision 1 was 3 of at most 4
         3 pods"#]],
     );
     edit(&world, |spec| spec.paused = None);
     world.settle().await;
-    check(
+    check_done(
         &world,
         expect![[r#"
         revision 2 replicas 3 updated 3 ready 3 available 3 unavailable 0
-        Available True MinimumReplicasAvailable
-        Progressing True NewReplicaSetAvailable
         image:1 0/0 revision 1 was 3 of at most 4
         image:2 3/3 revision 2 was 3 of at most 4
         3 pods"#]],
@@ -335,9 +317,7 @@ async fn history_is_limited_and_change_causes_are_kept() {
 
 #[tokio::test]
 async fn a_colliding_name_gets_another_hash() {
-    let mut first = world(&deployment(1));
-    first.start();
-    first.settle().await;
+    let first = running(1).await;
     let taken = first.api.list::<ReplicaSet>("ns")[0].metadata.name.clone().unwrap_or_default();
 
     let mut world = world(&deployment(1));
