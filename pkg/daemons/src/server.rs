@@ -4,6 +4,7 @@ mod control_plane;
 mod datastore;
 mod managers;
 mod manifests;
+mod role;
 mod seed;
 
 use std::future::Future;

@@ -43,8 +43,7 @@ use tracing::{info, info_span};
 
 use super::datastore::{self, DatastoreError};
 use super::managers::{self, Leadership};
-use super::manifests;
-use super::seed;
+use super::{manifests, role, seed};
 use crate::address;
 use crate::component::{Component, component};
 use crate::config::{Datastore, Paths, ServerConfig};
@@ -296,7 +295,19 @@ impl ControlPlane {
             }
             None => Vec::new(),
         };
-        let api_for_scheduler = api.clone();
+        let scheduler = client_as(&api, named("system:kube-scheduler", &[]), &clock, &random);
+        let scheduler = managers::scheduler(scheduler_config, scheduler, &clock, &random, leadership);
+        let folder = manifests::Settings {
+            folder: Paths::new(&config.data_dir).manifests(),
+            disable: config.disable.iter().cloned().collect(),
+            server: address::host_name(),
+        };
+        let addons =
+            manifests::manifests(folder, client_as(&api, named("system:rkube-addons", &[MASTERS]), &clock, &random));
+        let own_node = config.agent.as_ref().map(|agent| agent.node_name.clone());
+        let role = own_node.map(|name| {
+            role::keep(client_as(&api, named("system:rkube-node-role", &[MASTERS]), &clock, &random), name)
+        });
         // The API server's own work, before and beside the roles it seeds.
         let seeder = client_as(&api, named("system:apiserver", &[MASTERS]), &clock, &random);
         let seed = seed::Seed {
@@ -333,15 +344,8 @@ impl ControlPlane {
             drop(registry);
             Ok(storage.close().await?)
         });
-        let scheduler = client_as(&api_for_scheduler, named("system:kube-scheduler", &[]), &clock, &random);
-        let scheduler = managers::scheduler(scheduler_config, scheduler, &clock, &random, leadership);
-        let settings = manifests::Settings {
-            folder: Paths::new(&config.data_dir).manifests(),
-            disable: config.disable.iter().cloned().collect(),
-            server: address::host_name(),
-        };
-        let addons = client_as(&api_for_scheduler, named("system:rkube-addons", &[MASTERS]), &clock, &random);
-        let mut all = vec![server, controllers, scheduler, manifests::manifests(settings, addons)];
+        let mut all = vec![server, controllers, scheduler, addons];
+        all.extend(role);
         all.extend(node);
         Ok(all)
     }
