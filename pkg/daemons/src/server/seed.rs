@@ -82,6 +82,12 @@ async fn joining(client: &Client, seed: &Seed) -> Result<(), SeedError> {
         ("rkube:node-autoapprove-bootstrap", format!("{signing}:nodeclient"), group("system:bootstrappers")),
         ("rkube:node-autoapprove-certificate-rotation", format!("{signing}:selfnodeclient"), group("system:nodes")),
         ("rkube:node", "rkube:node".to_owned(), group("system:nodes")),
+        // Upstream leaves serving certificates to an administrator; ours approves those for a node's own addresses.
+        (
+            "rkube:kubelet-serving-approver",
+            "system:certificates.k8s.io:kubelet-serving-approver".to_owned(),
+            json!([{ "kind": "ServiceAccount", "namespace": "kube-system", "name": "certificate-controller" }]),
+        ),
         (
             "rkube:kube-apiserver-kubelet-client",
             "system:kubelet-api-admin".to_owned(),
