@@ -1,10 +1,11 @@
 //! Cron schedules: when the next time is. Validation and the CronJob controller must agree on them.
 //!
 //! Five fields with lists, ranges, steps and names, `?` for `*`, the usual macros, `@every` with a duration, and a
-//! time zone in front (`TZ=` or `CRON_TZ=`). Without a zone times are UTC: this program does not depend on the zone of
-//! its machine.
+//! time zone in front (`TZ=` or `CRON_TZ=`). Without a zone times are UTC.
 //!
 //! Behaves as `cron.ParseStandard` of github.com/robfig/cron/v3, which upstream uses, error texts included.
+//!
+//! // Differs from upstream: without a zone it is not the machine's, so that a schedule means the same everywhere.
 
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;

@@ -66,7 +66,9 @@ pub(super) fn missing(status: &CronJobStatus, jobs: &[Arc<Job>]) -> Vec<ObjectRe
     active.filter(|reference| !known.contains(reference.uid.as_deref().unwrap_or_default())).cloned().collect()
 }
 
-/// Finished Jobs beyond the limits, the oldest of each kind. Those that are being deleted are on their way.
+/// Finished Jobs beyond the limits, the oldest of each kind.
+///
+/// // Differs from upstream: a Job that is being deleted is not deleted again, with an event each time.
 pub(super) fn surplus(cron_job: &CronJob, jobs: &[Arc<Job>]) -> Vec<Arc<Job>> {
     let limits = [
         ("Complete", cron_job.spec.successful_jobs_history_limit),

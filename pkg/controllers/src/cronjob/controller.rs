@@ -166,7 +166,7 @@ impl CronJobController {
             Err(error) if error.is_already_exists() => {
                 let job = api.get(name_of(&wanted)).await.map_err(SyncError::during("reading a job of this name"))?;
                 let listed = cron_job.status.as_ref().is_some_and(|status| is_active(status, uid_of(&job)));
-                // Another's job is in the place of this time's, which is left out.
+                // Differs from upstream: another's job in the place of this time's costs this time, not all that follow.
                 if !is_controlled_by(&job.metadata, cron_job) || listed {
                     return Ok(false);
                 }
@@ -231,6 +231,7 @@ impl Reconciler for CronJobController {
         if let Some(wait) = self.written.unsettled(key) {
             return Ok(Requeue::After(wait));
         }
+        // Differs from upstream: by the owner's uid, not its name. Jobs of an earlier CronJob are not deleted for this.
         let jobs = self.jobs.by_index(CONTROLLER_INDEX, uid_of(&*shared));
         let mut cron_job = (*shared).clone();
         let mut changed = false;

@@ -14,8 +14,10 @@ use crate::common::pods;
 const BASE: Duration = Duration::from_secs(10);
 const MAX: Duration = Duration::from_secs(600);
 
-/// One instant on both clocks. Pods tell wall time; the other goes on where wall time is set back, and a job must not
-/// wait for it to catch up.
+/// One instant on both clocks.
+///
+/// // Differs from upstream: pods tell wall time, and where that is set back a job does not wait until it has caught up;
+/// the other clock goes on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moment {
     pub(super) wall: Timestamp,
