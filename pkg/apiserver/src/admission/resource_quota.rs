@@ -43,6 +43,9 @@ impl ResourceQuotaAdmission {
         }
         let Some(after) = self.measure_new(attributes)? else { return Ok(()) };
         let before = self.measure_old(attributes)?;
+        if only_changes(attributes, &after, before.as_ref()) {
+            return Ok(());
+        }
         let namespace = attributes.namespace.to_string();
         let lock = Arc::clone(self.namespaces.lock().entry(namespace.clone()).or_default());
         let outcome = {
@@ -167,6 +170,21 @@ fn is_charged(attributes: &Attributes) -> bool {
         ("", Operation::Create) => true,
         ("", Operation::Update) => is_core && quota::is_measured(&row.group, &row.plural),
         ("resize", Operation::Update) => is_core && row.plural == "pods",
+        // What is allocated for a volume is in its status.
+        ("status", Operation::Update) => is_core && row.plural == "persistentvolumeclaims",
+        _ => false,
+    }
+}
+
+/// An update of a pod changes what it uses by moving it from one scope to another, which a deadline does; else
+/// pods from before a quota could not be labelled.
+fn only_changes(attributes: &Attributes, after: &Measured, before: Option<&Measured>) -> bool {
+    let has_deadline =
+        |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.active_deadline_seconds).is_some_and(|seconds| seconds >= 0);
+    match (&after.owned, before.map(|before| &before.owned)) {
+        (Owned::Pod(new), Some(Owned::Pod(old))) => {
+            attributes.subresource.is_empty() && has_deadline(new) == has_deadline(old)
+        }
         _ => false,
     }
 }
@@ -198,6 +216,12 @@ fn charges(
         let unknown: Vec<&str> = about.iter().copied().filter(|name| !used.contains_key(*name)).collect();
         if !unknown.is_empty() {
             let text = format!("status unknown for quota: {name}, resources: {}", about.join(","));
+            return Err(forbidden(attributes, text));
+        }
+        let negative = after.usage.iter().filter(|(_, amount)| amount.is_negative());
+        let negative: Vec<&str> = negative.map(|(name, _)| name.as_str()).collect();
+        if !negative.is_empty() {
+            let text = format!("quota usage is negative for resource(s): {}", negative.join(","));
             return Err(forbidden(attributes, text));
         }
         let counted_before = before.filter(|before| quota::in_scope(quota, &before.owned.subject()));

@@ -1,7 +1,10 @@
 //! Who may grant what, who may approve and sign certificates, and what else admission says of ordinary users.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use expect_test::expect;
+use futures_util::future::join_all;
 use http::Method;
 use rkube_pki::{Leaf, csr};
 use serde_json::{Value, json};
@@ -317,4 +320,61 @@ async fn pods_are_limited_resized_and_labelled_as_their_namespace_and_node_say()
         resize after {"resources":{"requests":{"cpu":"600m"}}}: ok
         resize limited {"resources":{"limits":{"cpu":"3"},"requests":{"cpu":"3"}}}: 403 pods "limited" is forbidden: node didn't have enough allocatable resources: cpu, requested: 3000, allocatable: 2000
     "#]].assert_eq(&text);
+}
+
+#[tokio::test]
+async fn creators_that_race_share_a_quota_and_never_exceed_it() {
+    const CREATORS: usize = 40;
+    let pod = |name: &str| {
+        json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "namespace": "default" },
+            "spec": { "containers": [{ "name": "c", "image": "i" }] } })
+    };
+    let quota = json!({ "apiVersion": "v1", "kind": "ResourceQuota", "metadata": { "name": "q", "namespace": "default" },
+        "spec": { "hard": { "pods": "6", "requests.cpu": "6" } } });
+    let account = json!({ "apiVersion": "v1", "kind": "ServiceAccount",
+        "metadata": { "name": "default", "namespace": "default" } });
+    let cluster =
+        Arc::new(Cluster::start(Setup { objects: vec![account, pod("before"), quota], ..Setup::default() }).await);
+    let path = "/api/v1/namespaces/default";
+    let mut counted = cluster.ask(&admin(), Method::GET, &format!("{path}/resourcequotas/q"), &Value::Null).await.body;
+    counted["status"] =
+        json!({ "hard": { "pods": "6", "requests.cpu": "6" }, "used": { "pods": "1", "requests.cpu": "0" } });
+    let status = format!("{path}/resourcequotas/q/status");
+    assert_eq!(cluster.ask(&admin(), Method::PUT, &status, &counted).await.code, 200);
+    // The quota lets be what was there before it.
+    let label = json!({ "metadata": { "labels": { "a": "b" } } });
+    let old = cluster.ask(&admin(), Method::GET, &format!("{path}/pods/before"), &Value::Null).await;
+    let mut labelled = old.body.clone();
+    labelled["metadata"]["labels"] = label["metadata"]["labels"].clone();
+    assert_eq!(cluster.ask(&admin(), Method::PUT, &format!("{path}/pods/before"), &labelled).await.code, 200);
+
+    let answers = join_all((0..CREATORS).map(|number| {
+        let (cluster, body) = (Arc::clone(&cluster), limited(pod(&format!("p{number}"))));
+        async move { cluster.ask(&admin(), Method::POST, &format!("{path}/pods"), &body).await }
+    }))
+    .await;
+    let made = answers.iter().filter(|answer| answer.code == 201).count();
+    let refused =
+        answers.iter().filter(|answer| answer.code == 403 && answer.message().contains("exceeded quota: q")).count();
+    assert_eq!((made, refused), (5, CREATORS - 5), "{:?}", answers.first());
+    let used = cluster.ask(&admin(), Method::GET, &format!("{path}/resourcequotas/q"), &Value::Null).await.body;
+    assert_eq!(used["status"]["used"], json!({ "pods": "6", "requests.cpu": "5" }));
+    let bare = cluster.ask(&admin(), Method::POST, &format!("{path}/pods"), &pod("bare")).await;
+    expect![[r#"pods "bare" is forbidden: failed quota: q: must specify requests.cpu for: c"#]]
+        .assert_eq(bare.message());
+    let free = cluster
+        .ask(
+            &admin(),
+            Method::POST,
+            &format!("{path}/services"),
+            &json!({
+        "metadata": { "name": "free" }, "spec": { "ports": [{ "port": 80 }] } }),
+        )
+        .await;
+    assert_eq!(free.code, 201, "what no quota is about is free: {}", free.body);
+}
+
+fn limited(mut pod: Value) -> Value {
+    pod["spec"]["containers"][0]["resources"] = json!({ "requests": { "cpu": "1" } });
+    pod
 }
