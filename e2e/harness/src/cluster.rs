@@ -73,6 +73,17 @@ impl Cluster {
         }
     }
 
+    /// Adds a node that joins the first server, with its images, and waits until it is Ready.
+    pub(crate) async fn grow(&mut self) -> Result<()> {
+        self.spec.nodes += 1;
+        self.spec.save()?;
+        let node = self.node(self.spec.nodes);
+        node.boot().await?;
+        node.import(&self.node(1).data_dir().join("agent/images")).await?;
+        self.start_node(&node).await?;
+        self.nodes_ready(self.spec.nodes).await
+    }
+
     /// Boots a node that is off, or starts its rkube again.
     pub(crate) async fn start_node(&self, node: &Node) -> Result<()> {
         node.boot().await?;
@@ -129,6 +140,13 @@ impl Cluster {
         let path = self.node(number).kubeconfig();
         let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         Ok(text.replace("https://127.0.0.1:6443", &self.spec.api_url(number)))
+    }
+
+    /// A client of one server.
+    pub(crate) fn client_of(&self, server: usize) -> Result<Client> {
+        let path = self.spec.folder.join("nodes").join(format!("admin-{server}.yaml"));
+        fs::write(&path, self.kubeconfig_of(server)?)?;
+        api::connect(&path)
     }
 
     pub(crate) fn client(&self) -> Result<Client> {

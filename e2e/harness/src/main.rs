@@ -11,6 +11,7 @@ mod launch;
 mod node;
 mod process;
 mod runner;
+mod scenarios;
 mod service;
 mod spec;
 mod world;
@@ -19,11 +20,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use cluster::{Cluster, Options};
 use course::Step;
 use node::Node;
 use runner::{Settings, Shape};
+use scenarios::Scenario;
 use spec::{Datastore, Spec};
 
 #[derive(Parser)]
@@ -67,24 +69,22 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
+    /// Runs scenarios of faults, each on a cluster of its own
+    Scenarios {
+        /// Scenarios to run; all if none are named
+        names: Vec<String>,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Runs the course on new clusters
     Course {
-        /// Steps to run; the default ones if none are named
+        /// Steps to run; the default ones if none are named, every one for `all`
         steps: Vec<String>,
-        /// Folder for the clusters
-        #[arg(long, default_value = "/tmp/rkube-e2e")]
-        dir: PathBuf,
         /// A cluster to run them on, as NODES:DATASTORE; may be given several times
         #[arg(long, default_value = "1:embedded")]
         cluster: Vec<Shape>,
-        /// Folder of the images that e2e/images/build makes
-        #[arg(long)]
-        images: PathBuf,
-        #[arg(long, env = "RKUBE_BINARY")]
-        binary: PathBuf,
-        /// Leave a cluster that something failed on
-        #[arg(long)]
-        keep: bool,
+        #[command(flatten)]
+        common: Common,
     },
     /// Does something to a node that happens to machines: `fault --dir D node2 power-off`
     Fault {
@@ -100,6 +100,33 @@ enum Command {
         #[command(subcommand)]
         inner: launch::Inner,
     },
+}
+
+#[derive(Args)]
+struct Common {
+    /// Folder for the clusters
+    #[arg(long, default_value = "/tmp/rkube-e2e")]
+    dir: PathBuf,
+    /// Folder of the images that e2e/images/build makes
+    #[arg(long)]
+    images: PathBuf,
+    #[arg(long, env = "RKUBE_BINARY")]
+    binary: PathBuf,
+    /// Leave a cluster that something failed on
+    #[arg(long)]
+    keep: bool,
+}
+
+impl Common {
+    fn settings(&self) -> Result<Settings> {
+        std::fs::create_dir_all(&self.dir).with_context(|| format!("creating {}", self.dir.display()))?;
+        Ok(Settings {
+            folder: self.dir.canonicalize()?,
+            binary: self.binary.canonicalize().context("RKUBE_BINARY")?,
+            images: self.images.canonicalize().context("--images")?,
+            keep: self.keep,
+        })
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -164,19 +191,18 @@ async fn run(command: Command) -> Result<ExitCode> {
             let code = Cluster::open(&dir)?.named(&node)?.attach(&command).await?;
             return Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from));
         }
-        Command::Course { steps, dir, cluster, images, binary, keep } => {
-            std::fs::create_dir_all(&dir)?;
-            let settings = Settings {
-                folder: dir.canonicalize()?,
-                binary: binary.canonicalize().context("RKUBE_BINARY")?,
-                images: images.canonicalize().context("--images")?,
-                keep,
-            };
+        Command::Scenarios { names, common } => {
+            let chosen = |scenario: &Scenario| names.is_empty() || names.iter().any(|name| name == scenario.name);
+            if !runner::scenarios(&common.settings()?, chosen).await? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Course { steps, cluster, common } => {
             let chosen = |step: &Step| match steps.as_slice() {
                 [] => step.is_default,
-                names => names.iter().any(|name| name == step.name),
+                names => names.iter().any(|name| name == step.name || name == "all"),
             };
-            if !runner::course(&settings, &cluster, chosen).await? {
+            if !runner::course(&common.settings()?, &cluster, chosen).await? {
                 return Ok(ExitCode::FAILURE);
             }
         }

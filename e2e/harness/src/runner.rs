@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use futures_util::{StreamExt, stream};
 use rkube_apimachinery::clock::{Clock, SystemClock};
@@ -14,6 +14,7 @@ use tokio::process::Command;
 
 use crate::cluster::{self, Cluster, Options};
 use crate::course::{STEPS, Step};
+use crate::scenarios::{SCENARIOS, Scenario};
 use crate::spec::{Datastore, Spec};
 use crate::world::World;
 
@@ -76,12 +77,46 @@ pub(crate) async fn course(settings: &Settings, shapes: &[Shape], chosen: impl F
         let steps: Vec<&Step> = STEPS.iter().filter(|step| chosen(step)).collect();
         outcomes.extend(on_cluster(settings, shape, &steps, &clock).await?);
     }
+    summary(&outcomes)
+}
+
+/// Runs scenarios, each on a cluster of its own. Returns whether all went well.
+#[allow(clippy::print_stdout, reason = "the report is what a run is for")]
+pub(crate) async fn scenarios(settings: &Settings, chosen: impl Fn(&Scenario) -> bool) -> Result<bool> {
+    let clock = SystemClock::new();
+    let mut outcomes = Vec::new();
+    for scenario in SCENARIOS.iter().filter(|scenario| chosen(scenario)) {
+        let folder = settings.folder.join(scenario.name);
+        cluster::down(&folder).await?;
+        let shape = &scenario.shape;
+        let spec = Spec::new(&folder, shape.nodes, shape.servers, shape.datastore)?;
+        let images = choose_images(settings, scenario.name, &["busybox"])?;
+        let mut cluster = Cluster::up(spec, &Options { binary: &settings.binary, images: Some(&images) }).await?;
+        let began = clock.monotonic();
+        let failure = match (scenario.run)(&mut cluster).await {
+            Ok(()) => None,
+            Err(error) => Some(report(&cluster, "default", &error).await),
+        };
+        let seconds = (clock.monotonic() - began).as_secs_f64();
+        let word = if failure.is_some() { "FAILED" } else { "ok" };
+        println!("   {seconds:5.1} s  {word:6}  {}: {}", scenario.name, scenario.about);
+        if let Some(failure) = &failure {
+            println!("\n== {} after {seconds:.1} s ==\n{failure}", scenario.name);
+        }
+        if failure.is_none() || !settings.keep {
+            cluster::down(&folder).await?;
+        }
+        outcomes.push(Outcome { name: scenario.name.to_owned(), seconds, failure });
+    }
+    summary(&outcomes)
+}
+
+#[allow(clippy::print_stdout, reason = "the report is what a run is for")]
+fn summary(outcomes: &[Outcome]) -> Result<bool> {
     let failed = outcomes.iter().filter(|outcome| outcome.failure.is_some()).count();
     let passed = outcomes.len() - failed;
     println!("\n{passed} passed, {failed} failed");
-    if outcomes.is_empty() {
-        bail!("nothing was chosen");
-    }
+    ensure!(!outcomes.is_empty(), "nothing was chosen");
     Ok(failed == 0)
 }
 
@@ -90,7 +125,8 @@ async fn on_cluster(settings: &Settings, shape: &Shape, steps: &[&Step], clock: 
     let folder = settings.folder.join(shape.name());
     cluster::down(&folder).await?;
     let spec = Spec::new(&folder, shape.nodes, shape.servers, shape.datastore)?;
-    let images = choose_images(settings, shape, steps)?;
+    let names: BTreeSet<&str> = steps.iter().flat_map(|step| step.images).copied().collect();
+    let images = choose_images(settings, &shape.name(), &names.into_iter().collect::<Vec<_>>())?;
     let began = clock.monotonic();
     let cluster = Cluster::up(spec, &Options { binary: &settings.binary, images: Some(&images) }).await?;
     println!("   {:5.1} s  cluster up", (clock.monotonic() - began).as_secs_f64());
@@ -125,12 +161,11 @@ async fn on_cluster(settings: &Settings, shape: &Shape, steps: &[&Step], clock: 
     Ok(outcomes)
 }
 
-/// A folder with the images these steps need: importing is most of what a start takes.
-fn choose_images(settings: &Settings, shape: &Shape, steps: &[&Step]) -> Result<PathBuf> {
-    let folder = settings.folder.join(format!("{}-images", shape.name()));
+/// A folder with the images that are needed: importing is most of what a start takes.
+fn choose_images(settings: &Settings, cluster: &str, names: &[&str]) -> Result<PathBuf> {
+    let folder = settings.folder.join(format!("{cluster}-images"));
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder)?;
-    let names: BTreeSet<&str> = steps.iter().flat_map(|step| step.images).copied().collect();
     for name in names {
         let archive = settings.images.join(format!("{name}.tar"));
         ensure!(archive.exists(), "{} is missing; e2e/images/build makes it", archive.display());
@@ -153,7 +188,7 @@ async fn run_step(cluster: &Cluster, step: &Step) -> Result<()> {
         .await
         .context("a new namespace")?;
     (step.run)(&world).await?;
-    world.kubectl(&format!("delete namespace {namespace} --timeout=120s")).await.map(drop)
+    world.kubectl(&format!("delete namespace {namespace} --timeout=240s")).await.map(drop)
 }
 
 /// The error, and what a person would look at next: objects, events, logs of pods and of the parts of the cluster.
@@ -161,8 +196,12 @@ async fn report(cluster: &Cluster, namespace: &str, error: &anyhow::Error) -> St
     let mut text = format!("{error:#}\n");
     let kubeconfig = cluster.spec.kubeconfig();
     for words in [
-        &["get", "nodes,pods,services,endpointslices,deployments,replicasets,statefulsets,pvc", "-o", "wide"]
-            as &[&str],
+        &[
+            "get",
+            "nodes,pods,services,endpointslices,deployments,replicasets,statefulsets,daemonsets,jobs,cronjobs,pvc",
+            "-o",
+            "wide",
+        ] as &[&str],
         &["get", "events", "--sort-by=.lastTimestamp"],
         &["describe", "pods"],
     ] {

@@ -19,7 +19,7 @@ use crate::api::{self, Objects};
 use crate::cluster::Cluster;
 
 /// Long enough for a debug binary on a busy machine; nothing waits this long when all is well.
-pub(crate) const LIMIT: Duration = Duration::from_secs(120);
+pub(crate) const LIMIT: Duration = Duration::from_secs(240);
 /// Between tries of what no event announces: that packets get through.
 const PAGE_PAUSE: Duration = Duration::from_millis(250);
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -40,7 +40,7 @@ spec:
 pub(super) async fn page(world: &World<'_>) -> Result<()> {
     world.apply(WEB).await?;
     world.kubectl("expose deployment web --type=NodePort --port=80").await?;
-    let told = world.kubectl("rollout status deployment/web --timeout=120s").await?;
+    let told = world.kubectl("rollout status deployment/web --timeout=240s").await?;
     ensure!(told.contains("successfully rolled out"), "rollout status said {told}");
     let port = world.node_port("web").await?;
     for node in world.cluster.nodes() {
@@ -123,7 +123,7 @@ async fn note(world: &World<'_>, cause: &str) -> Result<()> {
 
 /// `rollout status` answers for the generation the controller has seen, so this waits for the newest.
 async fn rolled_out(world: &World<'_>) -> Result<()> {
-    world.kubectl("rollout status deployment/web --timeout=120s").await?;
+    world.kubectl("rollout status deployment/web --timeout=240s").await?;
     world
         .wait_one::<Deployment, _>("web", "with all replicas updated and available", |deployment| {
             let (spec, status) = (&deployment["spec"]["replicas"], &deployment["status"]);

@@ -1,11 +1,14 @@
 //! The course: what a class on Kubernetes does in its practice sessions, step by step, each asserting what a
 //! student would see. Every step has a namespace of its own and needs nothing of another.
 
+mod addons;
+mod batch;
 mod configuration;
 mod deployments;
 mod limits;
 mod services;
 mod stateful;
+mod storage;
 
 use anyhow::Result;
 use futures_util::future::BoxFuture;
@@ -24,6 +27,9 @@ pub(crate) struct Step {
 }
 
 macro_rules! step {
+    (explicit $($rest:tt)*) => {
+        Step { is_default: false, ..step!($($rest)*) }
+    };
     ($name:literal, $about:literal, $images:expr, $function:path) => {
         Step { name: $name, about: $about, is_default: true, images: &$images, run: |world| Box::pin($function(world)) }
     };
@@ -61,4 +67,15 @@ pub(crate) const STEPS: &[Step] = &[
     step!("node-port", "a Service on every node's port", ["busybox"], services::node_port),
     step!("looking", "logs, exec, port-forward and describe", ["busybox"], services::looking),
     step!("stateful", "a StatefulSet of redis with stable names", ["redis"], stateful::redis),
+    step!("jobs", "Jobs that complete and one that fails", ["busybox"], batch::jobs),
+    step!("daemons", "a DaemonSet on every node, then on those with a label", ["busybox"], batch::daemons),
+    step!("volumes", "a PersistentVolume on the node's disk that outlives its pod", ["busybox"], storage::volumes),
+    step!(explicit "addons", "manifests in the server's folder", [], addons::addons),
+    step!(explicit "cron", "a CronJob by hand, on time and suspended", ["busybox"], batch::cron),
+    step!(
+        explicit "wordpress",
+        "WordPress, MariaDB and nginx; the page outlives the database's pod",
+        ["mariadb", "nginx", "wordpress"],
+        storage::wordpress
+    ),
 ];

@@ -1,0 +1,142 @@
+//! Work that ends, work on time, work on every node.
+
+use anyhow::{Result, ensure};
+use rkube_api::k8s::apps::v1::DaemonSet;
+use rkube_api::k8s::batch::v1::{CronJob, Job};
+use rkube_api::k8s::core::v1::Pod;
+
+use crate::api::condition;
+use crate::world::{World, ready_pods};
+
+/// A Job with three completions, two at a time, and one whose pod fails until its limit.
+pub(super) async fn jobs(world: &World<'_>) -> Result<()> {
+    world
+        .apply(
+            r#"
+apiVersion: batch/v1
+kind: Job
+metadata: {name: count}
+spec:
+  completions: 3
+  parallelism: 2
+  template:
+    spec:
+      restartPolicy: Never
+      containers:
+      - {name: count, image: "busybox:1.35", command: [sh, -c, "echo one two three"]}
+---
+apiVersion: batch/v1
+kind: Job
+metadata: {name: broken}
+spec:
+  backoffLimit: 0
+  template:
+    spec:
+      restartPolicy: Never
+      containers:
+      - {name: broken, image: "busybox:1.35", command: [sh, -c, "exit 3"]}
+"#,
+        )
+        .await?;
+    finished(world, "count", "Complete").await?;
+    finished(world, "broken", "Failed").await?;
+    let shown = world.kubectl("get job count --no-headers").await?;
+    ensure!(shown.contains("3/3"), "kubectl get job showed {shown}");
+    let logs = world.kubectl("logs -l job-name=count").await?;
+    ensure!(logs.lines().filter(|line| *line == "one two three").count() == 3, "the logs are {logs:?}");
+    let described = world.kubectl("describe job broken").await?;
+    ensure!(described.contains("BackoffLimitExceeded"), "describe job: {described}");
+    world.kubectl("delete job count").await?;
+    world.wait::<Pod, _>("its pods gone", "job-name=count", ready_pods(0)).await.map(drop)
+}
+
+async fn finished(world: &World<'_>, job: &str, how: &str) -> Result<()> {
+    world
+        .wait_one::<Job, _>(job, how, |job| match condition(job, how) {
+            "True" => Ok(()),
+            _ => Err(job["status"].to_string()),
+        })
+        .await
+}
+
+/// A CronJob that is due every minute but suspended, a Job made from it by hand, and one that comes on time.
+pub(super) async fn cron(world: &World<'_>) -> Result<()> {
+    world
+        .kubectl_args(&["create", "cronjob", "tick", "--image=busybox:1.35", "--schedule=* * * * *", "--", "date"])
+        .await?;
+    world.kubectl("create job by-hand --from=cronjob/tick").await?;
+    finished(world, "by-hand", "Complete").await?;
+    let name = world
+        .wait_one::<CronJob, _>("tick", "run on time", |cron| match cron["status"]["lastScheduleTime"].as_str() {
+            Some(time) => Ok(time.to_owned()),
+            None => Err(cron["status"].to_string()),
+        })
+        .await?;
+    ensure!(name.ends_with(":00Z"), "it was due at {name}");
+    world
+        .wait::<Job, _>("the Job on time complete", "", |jobs| {
+            let of_cron = |job: &&serde_json::Value| job["metadata"]["ownerReferences"][0]["name"] == "tick";
+            match jobs.values().filter(of_cron).any(|job| condition(job, "Complete") == "True") {
+                true => Ok(()),
+                false => Err(format!("{} jobs", jobs.len())),
+            }
+        })
+        .await?;
+    world.kubectl_args(&["patch", "cronjob", "tick", "-p", r#"{"spec":{"suspend":true}}"#]).await?;
+    let shown = world.kubectl("get cronjob tick --no-headers").await?;
+    ensure!(shown.contains("True"), "kubectl get cronjob showed {shown}");
+    Ok(())
+}
+
+/// One pod on every node; a tainted node is left out until the pods tolerate the taint.
+pub(super) async fn daemons(world: &World<'_>) -> Result<()> {
+    let nodes = world.cluster.spec.nodes;
+    // Named by the namespace: other steps run beside this one, and their pods must not mind the taint.
+    let last = world.cluster.spec.node_name(nodes);
+    world.kubectl(&format!("label node {last} lab={}", world.namespace)).await?;
+    world
+        .apply(
+            r#"
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: agent}
+spec:
+  selector: {matchLabels: {app: agent}}
+  template:
+    metadata: {labels: {app: agent}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - {name: agent, image: "busybox:1.35", command: [sleep, "3600"]}
+"#,
+        )
+        .await?;
+    world.wait::<Pod, _>("a pod on every node", "app=agent", ready_pods(nodes)).await?;
+    settled(world, nodes).await?;
+    // Only where the label is.
+    world
+        .kubectl_args(&[
+            "patch",
+            "daemonset",
+            "agent",
+            "-p",
+            &format!(r#"{{"spec":{{"template":{{"spec":{{"nodeSelector":{{"lab":"{}"}}}}}}}}}}"#, world.namespace),
+        ])
+        .await?;
+    world.wait::<Pod, _>("a pod where the label is", "app=agent", ready_pods(1)).await?;
+    settled(world, 1).await?;
+    world.kubectl(&format!("label node {last} lab-")).await?;
+    world.wait::<Pod, _>("no pod without the label", "app=agent", ready_pods(0)).await.map(drop)
+}
+
+async fn settled(world: &World<'_>, wanted: usize) -> Result<()> {
+    world
+        .wait_one::<DaemonSet, _>("agent", "settled", |set| {
+            let status = &set["status"];
+            let is_settled = status["observedGeneration"] == set["metadata"]["generation"]
+                && status["desiredNumberScheduled"] == wanted
+                && status["numberReady"] == wanted;
+            if is_settled { Ok(()) } else { Err(status.to_string()) }
+        })
+        .await
+}

@@ -1,0 +1,210 @@
+//! Data that outlives pods.
+
+use anyhow::{Context, Result, ensure};
+use http::Request;
+use rkube_api::k8s::core::v1::{PersistentVolumeClaim, Pod};
+use rkube_http::body::Body;
+
+use crate::world::{World, ready_pods, request};
+
+fn volume(world: &World<'_>, name: &str) -> String {
+    let namespace = &world.namespace;
+    let path = world.cluster.spec.folder.join("nodes/node1/disk").join(format!("{namespace}-{name}"));
+    format!(
+        r#"
+apiVersion: v1
+kind: PersistentVolume
+metadata: {{name: {namespace}-{name}}}
+spec:
+  capacity: {{storage: 1Gi}}
+  accessModes: [ReadWriteOnce]
+  persistentVolumeReclaimPolicy: Retain
+  storageClassName: {namespace}
+  hostPath: {{path: {path}, type: DirectoryOrCreate}}
+  nodeAffinity:
+    required:
+      nodeSelectorTerms:
+      - matchExpressions: [{{key: kubernetes.io/hostname, operator: In, values: [node1]}}]
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {{name: {name}}}
+spec:
+  storageClassName: {namespace}
+  accessModes: [ReadWriteOnce]
+  resources: {{requests: {{storage: 500Mi}}}}
+---
+"#,
+        path = path.display()
+    )
+}
+
+async fn bound(world: &World<'_>, claim: &str) -> Result<()> {
+    world
+        .wait_one::<PersistentVolumeClaim, _>(claim, "bound", |claim| match claim["status"]["phase"].as_str() {
+            Some("Bound") => Ok(()),
+            phase => Err(format!("phase {phase:?}")),
+        })
+        .await
+}
+
+/// A claim is bound to the volume that fits, and what one pod writes another reads after it is gone.
+pub(super) async fn volumes(world: &World<'_>) -> Result<()> {
+    let pod = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: writer, labels: {app: writer}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: writer
+    image: busybox:1.35
+    command: [sleep, "3600"]
+    volumeMounts: [{name: data, mountPath: /data}]
+  volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]
+"#;
+    world.apply(&(volume(world, "data") + pod)).await?;
+    bound(world, "data").await?;
+    world.wait::<Pod, _>("the pod Ready", "app=writer", ready_pods(1)).await?;
+    world.kubectl_args(&["exec", "writer", "--", "sh", "-c", "echo kept > /data/note"]).await?;
+    world.kubectl("delete pod writer").await?;
+    world.apply(pod).await?;
+    world.wait::<Pod, _>("the pod Ready", "app=writer", ready_pods(1)).await?;
+    let note = world.kubectl("exec writer -- cat /data/note").await?;
+    ensure!(note == "kept\n", "the note says {note:?}");
+    let shown = world.kubectl("get pvc data --no-headers").await?;
+    ensure!(shown.contains("Bound") && shown.contains("1Gi"), "kubectl get pvc showed {shown}");
+    world.kubectl("delete pod writer").await?;
+    world.kubectl("delete pvc data").await?;
+    let name = format!("{}-data", world.namespace);
+    let volumes = world.client.all::<rkube_api::k8s::core::v1::PersistentVolume>();
+    let params = rkube_client::ListParams::fields(format!("metadata.name={name}"));
+    crate::api::wait(volumes.dynamic(), &params, crate::world::LIMIT, "the volume released", |found| {
+        let phase = found.values().next().map(|volume| volume["status"]["phase"].clone());
+        if phase.as_ref().is_some_and(|phase| phase == "Released") { Ok(()) } else { Err(format!("{phase:?}")) }
+    })
+    .await?;
+    world.kubectl(&format!("delete pv {name}")).await.map(drop)
+}
+
+const BLOG: &str = r#"
+apiVersion: v1
+kind: Secret
+metadata: {name: database}
+stringData: {root: very-secret, password: wp-secret}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: database}
+spec:
+  selector: {app: database}
+  ports: [{port: 3306}]
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: database}
+spec:
+  strategy: {type: Recreate}
+  selector: {matchLabels: {app: database}}
+  template:
+    metadata: {labels: {app: database}}
+    spec:
+      terminationGracePeriodSeconds: 20
+      containers:
+      - name: mariadb
+        image: mariadb:10.11
+        env:
+        - {name: MARIADB_DATABASE, value: wordpress}
+        - {name: MARIADB_USER, value: wordpress}
+        - {name: MARIADB_PASSWORD, valueFrom: {secretKeyRef: {name: database, key: password}}}
+        - {name: MARIADB_ROOT_PASSWORD, valueFrom: {secretKeyRef: {name: database, key: root}}}
+        readinessProbe: {tcpSocket: {port: 3306}, periodSeconds: 2}
+        volumeMounts: [{name: data, mountPath: /var/lib/mysql}]
+      volumes: [{name: data, persistentVolumeClaim: {claimName: database}}]
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: nginx}
+data:
+  default.conf: |
+    server {
+      listen 80;
+      root /var/www/html;
+      index index.php;
+      location / { try_files $uri $uri/ /index.php?$args; }
+      location ~ \.php$ {
+        include fastcgi_params;
+        fastcgi_param SCRIPT_FILENAME $document_root$fastcgi_script_name;
+        fastcgi_read_timeout 120s;
+        fastcgi_pass 127.0.0.1:9000;
+      }
+    }
+---
+apiVersion: v1
+kind: Service
+metadata: {name: blog}
+spec:
+  type: NodePort
+  selector: {app: blog}
+  ports: [{port: 80}]
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: blog}
+spec:
+  selector: {matchLabels: {app: blog}}
+  template:
+    metadata: {labels: {app: blog}}
+    spec:
+      terminationGracePeriodSeconds: 2
+      containers:
+      - name: wordpress
+        image: wordpress:6-fpm
+        env:
+        - {name: WORDPRESS_DB_HOST, value: database}
+        - {name: WORDPRESS_DB_NAME, value: wordpress}
+        - {name: WORDPRESS_DB_USER, value: wordpress}
+        - {name: WORDPRESS_DB_PASSWORD, valueFrom: {secretKeyRef: {name: database, key: password}}}
+        readinessProbe: {tcpSocket: {port: 9000}, periodSeconds: 2}
+        volumeMounts: [{name: html, mountPath: /var/www/html}]
+      - name: nginx
+        image: nginx:1.22
+        ports: [{containerPort: 80}]
+        volumeMounts:
+        - {name: html, mountPath: /var/www/html}
+        - {name: conf, mountPath: /etc/nginx/conf.d}
+      volumes:
+      - {name: html, emptyDir: {}}
+      - {name: conf, configMap: {name: nginx}}
+"#;
+
+/// WordPress with MariaDB behind nginx: installed through the node port, and the page is still there after the database's
+/// pod was deleted.
+pub(super) async fn wordpress(world: &World<'_>) -> Result<()> {
+    world.apply(&(volume(world, "database") + BLOG)).await?;
+    bound(world, "database").await?;
+    world.wait::<Pod, _>("the database Ready", "app=database", ready_pods(1)).await?;
+    world.wait::<Pod, _>("the blog Ready", "app=blog", ready_pods(1)).await?;
+    let site = format!("http://{}:{}", world.cluster.spec.node_address(1), world.node_port("blog").await?);
+    world.page(&format!("{site}/wp-admin/install.php"), |page| page.contains("Welcome")).await?;
+    let form = "weblog_title=Our+class&user_name=teacher&admin_password=a-long-pass-word&admin_password2=a-long-pass-word\
+                &pw_weak=on&admin_email=teacher%40example.internal&blog_public=0&Submit=Install";
+    let installed = request(
+        Request::post(format!("{site}/wp-admin/install.php?step=2"))
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body(Body::from(bytes::Bytes::from(form)))?,
+    )
+    .await
+    .context("installing WordPress")?;
+    ensure!(installed.contains("Success"), "the installation said {installed}");
+    let shows_blog = |page: &str| page.contains("Our class") && page.contains("Hello world!");
+    world.page(&format!("{site}/"), shows_blog).await?;
+
+    let pods = world.wait::<Pod, _>("the database Ready", "app=database", ready_pods(1)).await?;
+    world.kubectl(&format!("delete pod {}", pods.first().context("a pod")?)).await?;
+    world.wait::<Pod, _>("the database Ready again", "app=database", ready_pods(1)).await?;
+    world.page(&format!("{site}/"), shows_blog).await?;
+    world.kubectl("delete deployment blog database").await?;
+    world.kubectl("delete pvc database").await?;
+    world.kubectl(&format!("delete pv {}-database", world.namespace)).await.map(drop)
+}
