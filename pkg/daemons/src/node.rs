@@ -282,10 +282,10 @@ fn kubelet(
             };
             let roots = tls::roots(&authority::certificates(&serving.trust.authority, "cluster CA")?)?;
             let config = tls::server_config(pair.chain()?, pair.key()?, &roots)?;
-            let access = Webhook::new(node, clock, &node_name, ClientVerifier::new(roots)?);
+            let access = Webhook::new(node, clock.clone(), &node_name, ClientVerifier::new(roots)?);
             let address = SocketAddr::new(IpAddr::from([0, 0, 0, 0]), port);
             let socket = TcpListener::bind(address).await?;
-            let listener = Listener::new("kubelet", socket, Some(Arc::new(ArcSwap::from_pointee(config))));
+            let listener = Listener::new("kubelet", socket, Some(Arc::new(ArcSwap::from_pointee(config))), clock);
             let handler = Arc::new(KubeletServer::new(inner, Arc::new(access)));
             listener.serve(handler, stop, SERVER_DRAIN_TIMEOUT).await;
             Ok::<(), ComponentError>(())

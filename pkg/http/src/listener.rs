@@ -14,6 +14,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::{chain::chain, task};
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -100,12 +101,13 @@ pub struct Listener {
     socket: TcpListener,
     tls: Option<SharedServerConfig>,
     limits: Limits,
+    clock: SharedClock,
 }
 
 impl Listener {
     /// `name` is the component in log lines.
-    pub fn new(name: &'static str, socket: TcpListener, tls: Option<SharedServerConfig>) -> Self {
-        Self { name, socket, tls, limits: Limits::default() }
+    pub fn new(name: &'static str, socket: TcpListener, tls: Option<SharedServerConfig>, clock: SharedClock) -> Self {
+        Self { name, socket, tls, limits: Limits::default(), clock }
     }
 
     #[must_use]
@@ -117,7 +119,7 @@ impl Listener {
     /// Accepts until `shutdown`, then stops accepting, tells every connection to finish (GOAWAY), waits up
     /// to `drain_timeout` for those that have requests under way, and breaks off the rest.
     pub async fn serve(self, handler: Arc<dyn Handler>, shutdown: CancellationToken, drain_timeout: Duration) {
-        let Self { name, socket, tls, limits } = self;
+        let Self { name, socket, tls, limits, clock } = self;
         let connections = TaskTracker::new();
         let permits = Arc::new(Semaphore::new(limits.connections_max));
         let break_off = CancellationToken::new();
@@ -139,7 +141,7 @@ impl Listener {
                 Err(error) => {
                     // A connection that was reset while it waited, or no file descriptors left.
                     debug!(component = name, error = %chain(&error), "Accepting a connection failed");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    clock.sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };

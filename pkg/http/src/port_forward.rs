@@ -4,11 +4,13 @@
 //! Behaves as `k8s.io/cri-streaming/pkg/streaming/portforward`, v1.36.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::task;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
@@ -80,7 +82,9 @@ pub fn accept(
     request: &mut Request<Body>,
     ports: Vec<u16>,
     idle_timeout: Duration,
+    clock: &SharedClock,
 ) -> Result<(Response<Body>, Pending<Forwards>), Response<Body>> {
+    let clock = Arc::clone(clock);
     if is_websocket(request.headers()) {
         let tunnelled = websocket::offered(request.headers()).contains(&TUNNEL_PROTOCOL);
         if !tunnelled && (ports.is_empty() || ports.len() > PORTS_MAX) {
@@ -90,7 +94,7 @@ pub fn accept(
         let session: BoxFuture<'static, _> = Box::pin(async move {
             let socket = websocket::upgraded(upgrade).await?;
             if protocol == TUNNEL_PROTOCOL {
-                return Ok(spdy_session(websocket::tunnel(socket), idle_timeout));
+                return Ok(spdy_session(websocket::tunnel(socket), idle_timeout, clock));
             }
             websocket_session(socket, &protocol, &ports, idle_timeout).await
         });
@@ -99,20 +103,20 @@ pub fn accept(
     let (response, _, upgrade) = accept_spdy(request, &[PROTOCOL])?;
     let session = async move {
         let io = TokioIo::new(upgrade.await.map_err(StreamError::Upgrade)?);
-        Ok(spdy_session(io, idle_timeout))
+        Ok(spdy_session(io, idle_timeout, clock))
     };
     Ok((response, Box::pin(session)))
 }
 
 /// Pairs up streams until the connection ends.
-fn spdy_session<IO>(io: IO, idle_timeout: Duration) -> Forwards
+fn spdy_session<IO>(io: IO, idle_timeout: Duration, clock: SharedClock) -> Forwards
 where
     IO: AsyncRead + AsyncWrite + Send + 'static,
 {
     let connection = SpdyConnection::start(io, Role::Server, idle_timeout);
     let closed = connection.closed();
     let (sender, incoming) = mpsc::channel(FORWARDS_MAX);
-    task::spawn(debug_span!("port-forward-pairs"), pair_up(connection, sender));
+    task::spawn(debug_span!("port-forward-pairs"), pair_up(connection, sender, clock));
     Forwards { incoming, closed }
 }
 
@@ -120,16 +124,16 @@ where
 struct Half {
     is_data: bool,
     stream: MuxStream,
-    since: tokio::time::Instant,
+    since: Duration,
 }
 
-async fn pair_up(mut connection: SpdyConnection, forwards: mpsc::Sender<Forward>) {
+async fn pair_up(mut connection: SpdyConnection, forwards: mpsc::Sender<Forward>, clock: SharedClock) {
     let mut halves: HashMap<String, Half> = HashMap::new();
     loop {
         let oldest = halves.values().map(|half| half.since).min();
         let expiry = async {
             match oldest {
-                Some(since) => tokio::time::sleep_until(since + STREAM_CREATION_TIMEOUT).await,
+                Some(since) => clock.sleep((since + STREAM_CREATION_TIMEOUT).saturating_sub(clock.monotonic())).await,
                 None => std::future::pending().await,
             }
         };
@@ -137,7 +141,7 @@ async fn pair_up(mut connection: SpdyConnection, forwards: mpsc::Sender<Forward>
             stream = connection.accept() => stream,
             () = forwards.closed() => break,
             () = expiry => {
-                let now = tokio::time::Instant::now();
+                let now = clock.monotonic();
                 for (_, half) in halves.extract_if(|_, half| now >= half.since + STREAM_CREATION_TIMEOUT) {
                     debug!("A port-forward stream waited too long for its pair");
                     half.stream.reset();
@@ -173,7 +177,7 @@ async fn pair_up(mut connection: SpdyConnection, forwards: mpsc::Sender<Forward>
             }
             None if halves.len() >= PENDING_PAIRS_MAX => stream.reset(),
             None => {
-                halves.insert(request, Half { is_data, stream, since: tokio::time::Instant::now() });
+                halves.insert(request, Half { is_data, stream, since: clock.monotonic() });
             }
         }
     }
@@ -258,6 +262,8 @@ impl Forwarder {
 mod tests {
     use tokio::io::AsyncReadExt;
 
+    use rkube_apimachinery::clock::SystemClock;
+
     use super::*;
 
     const IDLE: Duration = Duration::from_secs(60);
@@ -292,7 +298,10 @@ mod tests {
     #[tokio::test]
     async fn pairs_are_forwarded_over_spdy() {
         let (left, right) = tokio::io::duplex(1024);
-        tokio::join!(echo_or_fail(spdy_session(right, IDLE)), exercise(Forwarder::start(left, IDLE)));
+        tokio::join!(
+            echo_or_fail(spdy_session(right, IDLE, SystemClock::shared())),
+            exercise(Forwarder::start(left, IDLE))
+        );
     }
 
     #[tokio::test]
@@ -300,7 +309,7 @@ mod tests {
         let (left, right) = tokio::io::duplex(1024);
         let server = async {
             let socket = websocket::over(right, WebSocketRole::Server).await;
-            echo_or_fail(spdy_session(websocket::tunnel(socket), IDLE)).await;
+            echo_or_fail(spdy_session(websocket::tunnel(socket), IDLE, SystemClock::shared())).await;
         };
         let client = async {
             let socket = websocket::over(left, WebSocketRole::Client).await;

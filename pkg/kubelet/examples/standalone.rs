@@ -116,10 +116,10 @@ async fn serve(
     let leaf = Leaf::server(&format!("system:node:{name}"), vec![name.to_owned()], vec![ip.parse()?]);
     let pair = tree.cluster.issue(&leaf, clock.now())?;
     let config = tls::server_config(pair.chain()?, pair.key()?, &roots)?;
-    let access = Webhook::new(client, clock, name, ClientVerifier::new(roots)?);
+    let access = Webhook::new(client, clock.clone(), name, ClientVerifier::new(roots)?);
     let server = KubeletServer::new(kubelet.inner(), Arc::new(access));
     let socket = tokio::net::TcpListener::bind((ip, port)).await?;
-    let listener = Listener::new("kubelet", socket, Some(Arc::new(ArcSwap::from_pointee(config))));
+    let listener = Listener::new("kubelet", socket, Some(Arc::new(ArcSwap::from_pointee(config))), clock);
     let serving = async move { listener.serve(Arc::new(server), shutdown, Duration::from_secs(1)).await };
     rkube_apimachinery::task::spawn(tracing::info_span!("kubelet-server"), serving);
     Ok(())

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use http::{Request, Response, StatusCode, header};
+use rkube_apimachinery::clock::SystemClock;
 use rkube_apimachinery::task;
 use rkube_apiserver::query::Query;
 use rkube_http::body::Body;
@@ -29,7 +30,8 @@ impl Kubelet {
         let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a socket");
         let address = socket.local_addr().expect("its address");
         let shutdown = CancellationToken::new();
-        Listener::new("kubelet", socket, Some(tls)).spawn(Arc::new(Answers), shutdown.clone(), Duration::from_secs(1));
+        let listener = Listener::new("kubelet", socket, Some(tls), SystemClock::shared());
+        listener.spawn(Arc::new(Answers), shutdown.clone(), Duration::from_secs(1));
         Self { address, shutdown }
     }
 }
@@ -80,7 +82,7 @@ async fn answer(mut request: Request<Body>) -> Response<Body> {
         };
     }
     if path.starts_with("/portForward/") {
-        return match port_forward::accept(&mut request, Vec::new(), IDLE) {
+        return match port_forward::accept(&mut request, Vec::new(), IDLE, &SystemClock::shared()) {
             Ok((response, session)) => {
                 task::spawn(info_span!("forwards"), async move {
                     let mut session = session.await.expect("a session");

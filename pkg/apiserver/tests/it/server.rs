@@ -107,7 +107,7 @@ impl Server {
         let socket = TcpListener::bind(address).await.expect("a socket");
         let address = socket.local_addr().expect("its address");
         let shutdown = CancellationToken::new();
-        let listener = Listener::new("apiserver", socket, Some(serving)).spawn(
+        let listener = Listener::new("apiserver", socket, Some(serving), clock).spawn(
             Arc::new(api.clone()),
             shutdown.clone(),
             Duration::from_secs(5),

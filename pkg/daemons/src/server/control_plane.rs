@@ -162,9 +162,10 @@ impl ControlPlane {
         let authorities = authority::certificates(tree.cluster.certificate_pem(), "cluster CA")?;
         let roots = tls::roots(&authorities)?;
         let server_tls = tls::server_config(serving.chain()?, serving.key()?, &roots)?;
-        let listener = Listener::new("kube-apiserver", socket, Some(Arc::new(ArcSwap::from_pointee(server_tls))));
+        let server_tls = Arc::new(ArcSwap::from_pointee(server_tls));
+        let listener = Listener::new("kube-apiserver", socket, Some(server_tls), clock.clone());
 
-        let storage = datastore::open(&config.datastore, &paths.db()).await?;
+        let storage = datastore::open(&config.datastore, &paths.db(), &clock).await?;
         let network = config.service_cidr.to_string();
         let service_cidr = network.parse().map_err(|error| OpenError::Network(format!("{network}: {error}")))?;
         let tokens = TokenSettings { issuer: issuer(&config), audiences: audiences(&config) };

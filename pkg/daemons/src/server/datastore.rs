@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rkube_apimachinery::clock::SharedClock;
 use rkube_storage::embedded::{EmbeddedOptions, EmbeddedStorage};
 use rkube_storage::etcd::{ClientIdentity, EtcdOptions, EtcdStorage};
 use rkube_storage::{Storage, StorageError};
@@ -31,7 +32,11 @@ pub(crate) enum DatastoreError {
     },
 }
 
-pub(crate) async fn open(datastore: &Datastore, folder: &Path) -> Result<Arc<dyn Storage>, DatastoreError> {
+pub(crate) async fn open(
+    datastore: &Datastore,
+    folder: &Path,
+    clock: &SharedClock,
+) -> Result<Arc<dyn Storage>, DatastoreError> {
     match datastore {
         Datastore::Embedded => {
             let store = EmbeddedStorage::open(folder, EmbeddedOptions::default()).await;
@@ -42,7 +47,8 @@ pub(crate) async fn open(datastore: &Datastore, folder: &Path) -> Result<Arc<dyn
                 (Some(certificate), Some(key)) => Some(ClientIdentity { certificate, key }),
                 _ => None,
             };
-            let options = EtcdOptions { endpoints: endpoints.clone(), ca: read(ca_file)?, identity };
+            let options =
+                EtcdOptions { endpoints: endpoints.clone(), ca: read(ca_file)?, identity, clock: clock.clone() };
             let store = EtcdStorage::connect(options).await;
             let endpoints = endpoints.join(",");
             Ok(Arc::new(store.map_err(|source| DatastoreError::Etcd { endpoints, source })?))

@@ -156,7 +156,7 @@ impl KubeletServer {
             Ok(io) => io,
             Err(message) => return text(StatusCode::INTERNAL_SERVER_ERROR, message),
         };
-        let (answer, pending) = match port_forward::accept(request, ports, STREAM_IDLE_TIMEOUT) {
+        let (answer, pending) = match port_forward::accept(request, ports, STREAM_IDLE_TIMEOUT, &self.inner.clock) {
             Ok(accepted) => accepted,
             Err(refusal) => return refusal,
         };

@@ -22,6 +22,7 @@ use etcd_client::{
 };
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use rkube_apimachinery::clock::SharedClock;
 use tokio::sync::{OnceCell, watch as signal};
 
 use self::failure::Failure;
@@ -44,7 +45,7 @@ const PAGE_KEYS: usize = 500;
 const MAX_ANSWER: usize = i32::MAX as usize;
 
 /// Where etcd is and how to speak to it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct EtcdOptions {
     /// URLs, all `http` or all `https`.
     pub endpoints: Vec<String>,
@@ -52,6 +53,8 @@ pub struct EtcdOptions {
     pub ca: Option<Vec<u8>>,
     /// PEM of a client certificate and its key.
     pub identity: Option<ClientIdentity>,
+    /// Waits between attempts pass on it.
+    pub clock: SharedClock,
 }
 
 #[derive(Clone)]
@@ -68,9 +71,9 @@ impl std::fmt::Debug for ClientIdentity {
 
 impl EtcdOptions {
     /// From a list like `https://a:2379,https://b:2379`.
-    pub fn new(endpoints: &str) -> Self {
+    pub fn new(endpoints: &str, clock: SharedClock) -> Self {
         let endpoints = endpoints.split(',').map(str::trim).filter(|endpoint| !endpoint.is_empty());
-        Self { endpoints: endpoints.map(str::to_owned).collect(), ..Self::default() }
+        Self { endpoints: endpoints.map(str::to_owned).collect(), ca: None, identity: None, clock }
     }
 }
 
@@ -81,6 +84,7 @@ pub struct EtcdStorage {
 }
 
 struct Shared {
+    clock: SharedClock,
     client: Client,
     kv: KvClient,
     /// The newest compaction this process knows of, to name the oldest revision in errors.
@@ -120,6 +124,7 @@ impl EtcdStorage {
         let client = Client::connect(&options.endpoints, Some(connect)).await.map_err(failure::unavailable)?;
         let kv = client.kv_client().max_decoding_message_size(MAX_ANSWER);
         let shared = Shared {
+            clock: options.clock,
             client,
             kv,
             compacted: AtomicU64::new(0),
@@ -188,7 +193,7 @@ impl Shared {
             if !again(&failure) || waited >= READ_PATIENCE {
                 return Err(failure);
             }
-            tokio::time::sleep(wait).await;
+            self.clock.sleep(wait).await;
             waited += wait;
             wait = (wait * 2).min(BACKOFF.end);
         }
@@ -419,6 +424,8 @@ fn prefix_end(prefix: &str) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use rkube_apimachinery::clock::SystemClock;
+
     use super::*;
 
     #[test]
@@ -438,6 +445,9 @@ mod tests {
 
     #[test]
     fn endpoints_are_a_list() {
-        assert_eq!(EtcdOptions::new("https://a:2379, https://b:2379,").endpoints, ["https://a:2379", "https://b:2379"]);
+        assert_eq!(
+            EtcdOptions::new("https://a:2379, https://b:2379,", SystemClock::shared()).endpoints,
+            ["https://a:2379", "https://b:2379"]
+        );
     }
 }

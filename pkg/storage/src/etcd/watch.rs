@@ -145,7 +145,7 @@ impl Watch {
                 Err(_) => {}
             }
             if self.connection.is_none() {
-                pause(&mut wait).await;
+                pause(&self.shared, &mut wait).await;
             }
         }
         Ok(())
@@ -160,7 +160,7 @@ impl Watch {
             // No leader, or a member that goes away: another will do.
             tracing::debug!(reason = response.cancel_reason(), "etcd ended a watch");
             self.connection = None;
-            pause(&mut BACKOFF.start.clone()).await;
+            pause(&self.shared, &mut BACKOFF.start.clone()).await;
             return Ok(None);
         }
         if response.created() {
@@ -206,7 +206,7 @@ impl Watch {
                 // A new stream asks again.
                 tracing::debug!(?failure, "Could not check the progress of a watch of etcd");
                 self.connection = None;
-                pause(&mut BACKOFF.start.clone()).await;
+                pause(&self.shared, &mut BACKOFF.start.clone()).await;
                 Ok(None)
             }
         }
@@ -247,8 +247,8 @@ impl Watch {
     }
 }
 
-async fn pause(wait: &mut Duration) {
-    tokio::time::sleep(*wait).await;
+async fn pause(shared: &Shared, wait: &mut Duration) {
+    shared.clock.sleep(*wait).await;
     *wait = (*wait * 2).min(BACKOFF.end);
 }
 

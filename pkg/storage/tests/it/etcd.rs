@@ -11,6 +11,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use rkube_apimachinery::clock::SystemClock;
 use rkube_storage::etcd::{ClientIdentity, EtcdOptions, EtcdStorage};
 use rkube_storage::{Precondition, StorageError, WriteOutcome};
 
@@ -129,7 +130,7 @@ impl Etcd {
     }
 
     async fn store(&self) -> Store {
-        let mut options = EtcdOptions::new(&self.url());
+        let mut options = EtcdOptions::new(&self.url(), SystemClock::shared());
         if let Some(certificates) = &self.certificates {
             options.ca = Some(certificates.ca.clone().into_bytes());
             let (certificate, key) = certificates.client.clone();
@@ -207,7 +208,7 @@ async fn without_etcd_everything_says_unavailable() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    let store: Store = Arc::new(EtcdStorage::connect(EtcdOptions::new(&url)).await.unwrap());
+    let store: Store = Arc::new(EtcdStorage::connect(EtcdOptions::new(&url, SystemClock::shared())).await.unwrap());
     let read = within("a read without etcd", store.current_revision()).await;
     assert!(matches!(read, Err(StorageError::Unavailable(_))), "{read:?}");
     let write = store.put("/a".to_owned(), value("v"), Precondition::Absent);
