@@ -23,6 +23,9 @@ use values::{SettingsError, Values};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const WRONG_SETTINGS: u8 = 2;
+/// Decoders go as deep as the input they accept, which unoptimized takes more than the two megabytes that are usual.
+/// Only what is used is memory.
+const STACK_BYTES: usize = 8 * 1024 * 1024;
 
 fn main() -> ExitCode {
     if let Some(name) = std::env::args_os().next().filter(|name| rkube_daemons::cni::is_plugin(name)) {
@@ -50,7 +53,8 @@ fn run(role: Roles, flags: &ArgMatches) -> ExitCode {
         Ok(start) => start,
         Err(error) => return wrong_settings(&error),
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().thread_stack_size(STACK_BYTES).enable_all().build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
     };

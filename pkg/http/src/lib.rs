@@ -18,3 +18,6 @@ pub mod tls;
 pub mod transport;
 pub mod upgrade;
 pub mod websocket;
+
+#[cfg(test)]
+mod fuzz;

@@ -1,3 +1,4 @@
 //! Builders, fakes and helpers for tests.
 
 pub mod containerd;
+pub mod fuzz;

@@ -4,6 +4,7 @@
 
 mod chaos;
 mod cluster;
+mod fuzz;
 mod identity;
 mod kubectl;
 mod kubelet;

@@ -146,7 +146,11 @@ impl<'s> Decoder<'s> {
                         _ => {}
                     }
                 }
-                let value = value.unwrap_or_else(|| scalar::zero(self.schema, map.value));
+                let value = value.unwrap_or_else(|| match self.schema.get(map.value).shape {
+                    // Bytes that are left out of an entry are empty in Go, not absent.
+                    Shape::Scalar(Scalar::Bytes) => Value::String(String::new()),
+                    _ => scalar::zero(self.schema, map.value),
+                });
                 let slot = members.entry(field.json.as_ref()).or_insert_with(|| Value::Object(Map::new()));
                 let Value::Object(entries) = slot else { return Err(mismatch(field)) };
                 entries.insert(key, value);

@@ -63,6 +63,14 @@ fn lengths_beyond_the_message_are_refused() {
     check(&[0x7b; 1000], MessageError::Truncated);
 }
 
+/// Found by fuzzing: Go reads such an entry as empty bytes, which are not null.
+#[test]
+fn an_entry_without_a_value_is_empty() {
+    let secret = rkube_api::schema::type_of_parts("", "v1", "Secret").expect("a built-in kind");
+    let decoded = protobuf::decode(&[0x12, 0x03, 0x0a, 0x01, b'k'], schema(), secret).expect("a message");
+    assert_eq!(decoded["data"], serde_json::json!({"k": ""}));
+}
+
 #[test]
 fn deep_protobuf_is_refused() {
     // JSONSchemaProps.not, number 28, in itself.

@@ -36,9 +36,11 @@ pub(crate) enum Kind {
 /// What a watcher saw, in the order it did.
 #[derive(Clone, Debug)]
 pub(crate) enum Seen {
-    /// Everything there is at a version: the beginning, and again when history was forgotten.
+    /// Everything there is at a version: the beginning, and again when history was forgotten. A reflector does not say
+    /// at which: then the version is that of the newest object, and not exact.
     Listed {
         version: u64,
+        exact: bool,
         state: BTreeMap<String, Tag>,
     },
     Event {
@@ -134,7 +136,7 @@ impl Watcher {
             })
             .await?;
         let version = list.resource_version.parse().unwrap();
-        self.log.lock().push(Seen::Listed { version, state: state_of(list.items.iter()) });
+        self.log.lock().push(Seen::Listed { version, exact: true, state: state_of(list.items.iter()) });
         Ok(version)
     }
 
@@ -173,9 +175,8 @@ impl Reflected {
 
 impl Sink for Reflected {
     fn replace(&self, objects: BTreeMap<ObjectKey, Arc<StoredObject>>) {
-        // A reflector does not say at which version it listed; no object is newer.
         let version = objects.values().map(|object| object.revision).max().unwrap_or_default();
-        self.log.lock().push(Seen::Listed { version, state: state_of(objects.values()) });
+        self.log.lock().push(Seen::Listed { version, exact: false, state: state_of(objects.values()) });
         *self.known.lock() = objects;
         self.progress.send_replace(version);
     }
@@ -224,15 +225,18 @@ pub(crate) fn merge(changes: &mut Changes, log: &[Seen]) -> Result<(), String> {
 pub(crate) fn check(log: &[Seen], changes: &Changes, selector: &str) -> Result<usize, String> {
     let selects = |tag: Tag| selector.is_empty() || is_selected(tag);
     let mut state: BTreeMap<String, Tag> = BTreeMap::new();
-    let (mut at, mut resumed) = (0, 0);
+    let (mut at, mut exact, mut resumed) = (0, true, 0);
+    let missed = |state: &BTreeMap<String, Tag>, exact: bool, at: u64, before: u64| {
+        if exact { nothing_missed(state, at, before, changes, &selects) } else { is_state(state, at, before, changes) }
+    };
     for seen in log {
         match seen {
             Seen::Resumed => resumed += 1,
-            Seen::Listed { version, state: listed } => {
+            Seen::Listed { version, exact: is_exact, state: listed } => {
                 if *version < at {
                     return Err(format!("listed {version} after {at}"));
                 }
-                at = *version;
+                (at, exact) = (*version, *is_exact);
                 state.clone_from(listed);
             }
             // Everything up to a bookmark was delivered before it.
@@ -240,15 +244,15 @@ pub(crate) fn check(log: &[Seen], changes: &Changes, selector: &str) -> Result<u
                 if *version < at {
                     return Err(format!("bookmark {version} after {at}"));
                 }
-                nothing_missed(&state, at, *version + 1, changes, &selects)?;
-                at = *version;
+                missed(&state, exact, at, *version + 1)?;
+                (at, exact) = (*version, true);
             }
             Seen::Event { kind, version, name, tag } => {
                 if *version <= at {
                     return Err(format!("{seen:?} after {at}"));
                 }
-                nothing_missed(&state, at, *version, changes, &selects)?;
-                at = *version;
+                missed(&state, exact, at, *version)?;
+                (at, exact) = (*version, true);
                 let before = state.get(name).copied();
                 let right = match kind {
                     Kind::Added => before.is_none() && selects(*tag),
@@ -284,4 +288,14 @@ fn nothing_missed(
         }
     }
     Ok(())
+}
+
+/// A list at an unknown version has the changes between two versions in it already.
+fn is_state(state: &BTreeMap<String, Tag>, after: u64, before: u64, changes: &Changes) -> Result<(), String> {
+    let last: BTreeMap<&str, Option<Tag>> =
+        changes.range(after + 1..before).map(|(_, change)| (change.name.as_str(), change.tag)).collect();
+    match last.into_iter().find(|(name, tag)| state.get(*name).copied() != *tag) {
+        Some((name, tag)) => Err(format!("{name} is {tag:?} between {after} and {before}, and was listed otherwise")),
+        None => Ok(()),
+    }
 }
