@@ -5,6 +5,7 @@
 //! that is too slow or resets too often is disconnected.
 //! Behaves as `k8s.io/apiserver/pkg/server/secure_serving.go`, v1.36.
 
+use std::any::Any;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rkube_apimachinery::clock::SharedClock;
+use parking_lot::Mutex;
 use rkube_apimachinery::{chain::chain, task};
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -54,6 +56,23 @@ pub struct ConnectionInfo {
     pub tls: bool,
     /// As the client showed it, leaf first, verified only for possession of the key.
     pub peer_certificates: Vec<CertificateDer<'static>>,
+    /// Kept for whoever judges the peer, so that not every request of a connection is judged anew.
+    pub judgement: Judgement,
+}
+
+/// A place for one value of any type that belongs to a connection.
+#[derive(Debug, Default)]
+pub struct Judgement(Mutex<Option<Arc<dyn Any + Send + Sync>>>);
+
+impl Judgement {
+    /// What was kept last, if it is a `T`.
+    pub fn get<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        self.0.lock().clone()?.downcast().ok()
+    }
+
+    pub fn set<T: Any + Send + Sync>(&self, value: Arc<T>) {
+        *self.0.lock() = Some(value);
+    }
 }
 
 /// See the module header. The defaults are upstream's where upstream has the limit.
@@ -204,7 +223,13 @@ impl Connection {
         let _ = stream.set_nodelay(true);
         let local = stream.local_addr().unwrap_or(remote);
         let Some(acceptor) = &self.tls else {
-            let info = ConnectionInfo { remote, local, tls: false, peer_certificates: Vec::new() };
+            let info = ConnectionInfo {
+                remote,
+                local,
+                tls: false,
+                peer_certificates: Vec::new(),
+                judgement: Judgement::default(),
+            };
             return self.http1(stream, info).await;
         };
         let stream = match tokio::time::timeout(self.limits.handshake_timeout, acceptor.accept(stream)).await {
@@ -224,7 +249,7 @@ impl Connection {
             .map(|chain| chain.iter().map(|certificate| certificate.clone().into_owned()).collect())
             .unwrap_or_default();
         let http2 = session.alpn_protocol() == Some(b"h2");
-        let info = ConnectionInfo { remote, local, tls: true, peer_certificates };
+        let info = ConnectionInfo { remote, local, tls: true, peer_certificates, judgement: Judgement::default() };
         if http2 {
             self.http2(stream, info).await;
         } else {

@@ -12,6 +12,7 @@ use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::status::ApiStatus;
 use rkube_http::tls::ClientVerifier;
 use rkube_registry::UserInfo;
+use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -39,6 +40,9 @@ pub fn authenticated(mut user: UserInfo) -> UserInfo {
     user
 }
 
+/// How long one look at a connection's certificates is good for. A certificate that expires is refused that much later.
+const JUDGEMENT_SECONDS: u64 = 10;
+
 /// A client certificate's subject: the common name is the user, organizations are groups.
 #[derive(Clone)]
 pub struct CertificateAuthenticator {
@@ -46,20 +50,37 @@ pub struct CertificateAuthenticator {
     clock: SharedClock,
 }
 
+/// Who the certificates of a connection are, and when that was found out.
+struct Judged {
+    at: u64,
+    user: Option<UserInfo>,
+}
+
 impl CertificateAuthenticator {
     pub fn new(verifier: ClientVerifier, clock: SharedClock) -> Self {
         Self { verifier, clock }
     }
 
+    /// Checking a signature costs more than answering most requests, so a connection's user is kept for a while.
     pub(super) fn user(&self, credentials: &Credentials<'_>) -> Result<Option<UserInfo>, AuthenticationError> {
-        let Some(chain_shown) = credentials.connection.map(|connection| connection.peer_certificates.as_slice()) else {
+        let Some(connection) = credentials.connection.filter(|connection| !connection.peer_certificates.is_empty())
+        else {
             return Ok(None);
         };
-        let Some(leaf) = chain_shown.first() else { return Ok(None) };
         let now = u64::try_from(self.clock.now().as_second()).unwrap_or_default();
-        self.verifier
-            .verify(chain_shown, now)
-            .map_err(|error| AuthenticationError(format!("x509: {}", chain(&error))))?;
+        if let Some(judged) = connection.judgement.get::<Judged>()
+            && now.abs_diff(judged.at) < JUDGEMENT_SECONDS
+        {
+            return Ok(judged.user.clone());
+        }
+        let user = self.judge(&connection.peer_certificates, now)?;
+        connection.judgement.set(Arc::new(Judged { at: now, user: user.clone() }));
+        Ok(user)
+    }
+
+    fn judge(&self, shown: &[CertificateDer<'_>], now: u64) -> Result<Option<UserInfo>, AuthenticationError> {
+        let Some(leaf) = shown.first() else { return Ok(None) };
+        self.verifier.verify(shown, now).map_err(|error| AuthenticationError(format!("x509: {}", chain(&error))))?;
         let subject = rkube_pki::subject(leaf).map_err(|error| AuthenticationError(chain(&error).to_string()))?;
         if subject.common_name.is_empty() {
             return Ok(None);

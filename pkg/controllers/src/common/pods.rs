@@ -2,7 +2,7 @@
 //!
 //! Behaves as `pkg/api/v1/pod/util.go` and `ActivePodsWithRanks` of `pkg/controller/controller_utils.go`, v1.36.
 
-use std::cmp::{Ordering, Reverse};
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -120,16 +120,13 @@ fn rank_of_age(time: Timestamp, now: Timestamp) -> i64 {
 }
 
 /// Unassigned before assigned, pending before running, unready before ready.
-fn by_progress(a: &Pod, b: &Pod) -> Ordering {
-    let progress = |pod: &Pod| {
-        let phase = match phase(pod) {
-            "Running" => 2,
-            "Unknown" => 1,
-            _ => 0,
-        };
-        (!node_name(pod).is_empty(), phase, is_ready(pod))
+fn progress(pod: &Pod) -> (bool, u8, bool) {
+    let phase = match phase(pod) {
+        "Running" => 2,
+        "Unknown" => 1,
+        _ => 0,
     };
-    progress(a).cmp(&progress(b))
+    (!node_name(pod).is_empty(), phase, is_ready(pod))
 }
 
 fn created(pod: &Pod) -> Option<Timestamp> {
@@ -141,28 +138,12 @@ pub(crate) fn sort_least_useful_first(pods: &mut [Arc<Pod>]) {
     // Of two times the later comes first, and before both one that is not known.
     let latest_first = |time: Option<Timestamp>| time.map(Reverse);
     pods.sort_by(|a, b| {
-        by_progress(a, b)
+        progress(a)
+            .cmp(&progress(b))
             .then_with(|| latest_first(ready_since(a)).cmp(&latest_first(ready_since(b))))
             .then_with(|| restarts(b).cmp(&restarts(a)))
             .then_with(|| latest_first(created(a)).cmp(&latest_first(created(b))))
     });
-}
-
-/// Orders two times: the later one first, similar ones by uid. An unknown time counts as latest.
-fn latest_first(a: (&Pod, Option<Timestamp>), b: (&Pod, Option<Timestamp>), now: Timestamp) -> Ordering {
-    match (a.1, b.1) {
-        (first, second) if first == second => Ordering::Equal,
-        (Some(first), Some(second)) => {
-            rank_of_age(first, now).cmp(&rank_of_age(second, now)).then_with(|| uid_of(a.0).cmp(uid_of(b.0)))
-        }
-        (first, _) => {
-            if first.is_none() {
-                Ordering::Less
-            } else {
-                Ordering::Greater
-            }
-        }
-    }
 }
 
 /// Which `count` of `pods` to delete when there are too many: the least useful. `related` are pods of the
@@ -180,22 +161,17 @@ pub(crate) fn choose_for_deletion(
     for pod in related.iter().filter(|pod| is_active(pod)) {
         *on_node.entry(node_name(pod)).or_default() += 1;
     }
-    let rank = |pod: &Pod| on_node.get(node_name(pod)).copied().unwrap_or(0);
+    // Differs from upstream: there, pods ready since about the same time are ordered by uid if the times differ at all
+    // and by restarts if they do not, which is no order when three pods meet. Here restarts count in both cases.
+    let key = |pod: &Arc<Pod>| {
+        let age = |time: Option<Timestamp>| time.map(|time| rank_of_age(time, now));
+        let ready_age = if is_ready(pod) { age(ready_since(pod)) } else { None };
+        let rank = on_node.get(node_name(pod)).copied().unwrap_or(0);
+        let usefulness = (progress(pod), deletion_cost(pod), Reverse(rank), ready_age);
+        (usefulness, Reverse(restarts(pod)), age(created(pod)), uid_of(&**pod).to_owned())
+    };
     let mut sorted = pods.to_vec();
-    sorted.sort_by(|a, b| {
-        by_progress(a, b)
-            .then_with(|| deletion_cost(a).cmp(&deletion_cost(b)))
-            .then_with(|| rank(b).cmp(&rank(a)))
-            .then_with(|| {
-                if is_ready(a) && is_ready(b) {
-                    latest_first((a, ready_since(a)), (b, ready_since(b)), now)
-                } else {
-                    Ordering::Equal
-                }
-            })
-            .then_with(|| restarts(b).cmp(&restarts(a)))
-            .then_with(|| latest_first((a, created(a)), (b, created(b)), now))
-    });
+    sorted.sort_by_cached_key(key);
     sorted.truncate(count);
     sorted
 }
@@ -237,4 +213,45 @@ pub(crate) async fn patch_condition(
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     api.patch_status(name, &rkube_client::Patch::Strategic(patch)).await?;
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use rkube_api::Kind;
+    use serde_json::json;
+
+    use super::*;
+
+    /// Ready pods whose times, restarts and names are all in different orders.
+    fn ready_pods(count: usize) -> Vec<Arc<Pod>> {
+        let pod = |index: usize| {
+            let second = |step: usize| format!("2026-01-01T00:00:{:02}Z", index * step % 60);
+            json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {
+                    "name": format!("p{index}"), "uid": format!("{:03}", index * 37 % 101),
+                    "creationTimestamp": second(11),
+                },
+                "spec": {"nodeName": "n", "containers": []},
+                "status": {
+                    "phase": "Running",
+                    "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": second(7)}],
+                    "containerStatuses": [{
+                        "name": "c", "image": "i", "imageID": "", "ready": true, "restartCount": index % 3,
+                    }],
+                },
+            })
+        };
+        (0..count).map(|index| Arc::new(Pod::from_value(pod(index)).unwrap())).collect()
+    }
+
+    #[test]
+    fn the_same_pods_go_in_whatever_order_they_are_listed() {
+        let mut pods = ready_pods(100);
+        let now = "2026-01-01T00:01:00Z".parse().unwrap();
+        let chosen = choose_for_deletion(&pods, &pods, 40, now);
+        assert_eq!(chosen.len(), 40);
+        pods.reverse();
+        assert_eq!(choose_for_deletion(&pods, &pods, 40, now), chosen);
+    }
 }
