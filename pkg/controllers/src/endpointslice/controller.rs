@@ -16,6 +16,7 @@ use super::plan::{Hinting, Inputs, Style, plan};
 use super::topology;
 use super::{MANAGED_BY, NAME};
 use crate::common::enqueue::enqueue_all;
+use crate::common::nodes::{index_by_node, pods_on};
 use crate::common::service_pods::{
     affected_services, publishes_not_ready, selects, should_be_in_endpoints, wants_endpoints,
 };
@@ -42,6 +43,7 @@ struct EndpointSliceController {
 pub(super) fn start(context: &ControllerContext) -> Running {
     let services = context.informers.informer::<Service>();
     let pods = context.informers.informer::<Pod>();
+    index_by_node(&pods);
     let nodes = context.informers.informer::<Node>();
     let slices = context.informers.informer::<EndpointSlice>();
     let limits = RateLimits { base_delay: Duration::from_secs(1), ..RateLimits::default() };
@@ -101,10 +103,8 @@ impl EndpointSliceController {
             return;
         }
         let name = node.metadata.name.as_deref().unwrap_or_default();
-        for pod in self.pods.list_all("").iter().filter(|pod| pods::node_name(pod) == name) {
-            affected_services(&self.services, &Delta::Added(Arc::clone(pod)))
-                .into_iter()
-                .for_each(|key| queue.add(key));
+        for pod in pods_on(&self.pods, name) {
+            affected_services(&self.services, &Delta::Added(pod)).into_iter().for_each(|key| queue.add(key));
         }
     }
 

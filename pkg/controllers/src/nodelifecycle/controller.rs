@@ -47,6 +47,43 @@ struct State {
     zones: BTreeMap<String, Duration>,
     /// Whether no node at all is ready.
     all_down: bool,
+    readiness: Readiness,
+}
+
+/// Ready and other nodes of each zone, counted as nodes change: looking at one node must not cost a look at all.
+///
+/// Invariant: `zones` sums up `members`, and has no zone without one.
+#[derive(Default)]
+struct Readiness {
+    /// Zone and readiness of each node that counts.
+    members: HashMap<String, (String, bool)>,
+    zones: BTreeMap<String, (usize, usize)>,
+}
+
+impl Readiness {
+    /// The node's place now; `None` if it is gone or does not count.
+    fn place(&mut self, node: &str, now: Option<(String, bool)>) {
+        let before = match &now {
+            Some(place) => self.members.insert(node.to_owned(), place.clone()),
+            None => self.members.remove(node),
+        };
+        if let Some((zone, ready)) = now {
+            let (ready_nodes, others) = self.zones.entry(zone).or_default();
+            *(if ready { ready_nodes } else { others }) += 1;
+        }
+        let Some((zone, ready)) = before else { return };
+        let Some((ready_nodes, others)) = self.zones.get_mut(&zone) else { return };
+        *(if ready { &mut *ready_nodes } else { &mut *others }) -= 1;
+        if *ready_nodes + *others == 0 {
+            self.zones.remove(&zone);
+        }
+    }
+}
+
+/// Where a node counts, if it does.
+fn place(node: &Node) -> Option<(String, bool)> {
+    let is_excluded = node.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(EXCLUDED_LABEL));
+    (!is_excluded).then(|| (zone_key(node), ready_status(node) == Some("True")))
 }
 
 /// The last sign of life of a node.
@@ -90,6 +127,8 @@ impl NodeController {
         let node = delta.object();
         let name = node.metadata.name.as_deref().unwrap_or_default();
         let reference = || node_reference(name, uid_of(&**node));
+        let now = if matches!(delta, Delta::Deleted(_)) { None } else { place(node) };
+        self.state.lock().readiness.place(name, now);
         match delta {
             Delta::Deleted(_) => {
                 self.state.lock().health.remove(name);
@@ -173,21 +212,8 @@ impl NodeController {
         (seen + grace).saturating_sub(self.clock.monotonic())
     }
 
-    /// Ready and other nodes of each zone.
     fn zones(&self) -> BTreeMap<String, (usize, usize)> {
-        let mut zones: BTreeMap<String, (usize, usize)> = BTreeMap::new();
-        for node in self.nodes.list_all("") {
-            if node.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(EXCLUDED_LABEL)) {
-                continue;
-            }
-            let zone = zones.entry(zone_key(&node)).or_default();
-            if ready_status(&node) == Some("True") {
-                zone.0 += 1;
-            } else {
-                zone.1 += 1;
-            }
-        }
-        zones
+        self.state.lock().readiness.zones.clone()
     }
 
     /// Whether no node is ready. When that changes all nodes are looked at again, and given time.
