@@ -25,7 +25,7 @@ use rkube_apiserver::rbac::{RbacAuthorizer, bootstrap};
 use rkube_apiserver::server::{Extensions, REQUEST_TIMEOUT};
 use rkube_apiserver::{ApiServer, Config};
 use rkube_http::body::Body;
-use rkube_http::listener::{ConnectionInfo, Handler};
+use rkube_http::listener::{ConnectionInfo, Handler, Judgement};
 use rkube_http::tls;
 use rkube_pki::service_account::ServiceAccountKeys;
 use rkube_pki::{CertificateAuthority, Leaf};
@@ -262,7 +262,13 @@ fn request(method: Method, path: &str, headers: &HeaderMap, body: &Value) -> Req
 
 fn over_connection(mut request: Request<Body>, certificates: Vec<CertificateDer<'static>>) -> Request<Body> {
     let somewhere = SocketAddr::from(([127, 0, 0, 1], 1));
-    let connection = ConnectionInfo { remote: somewhere, local: somewhere, tls: true, peer_certificates: certificates };
+    let connection = ConnectionInfo {
+        remote: somewhere,
+        local: somewhere,
+        tls: true,
+        peer_certificates: certificates,
+        judgement: Judgement::default(),
+    };
     request.extensions_mut().insert(Arc::new(connection));
     request
 }
