@@ -1,7 +1,8 @@
-//! WATCH: events as they happen, each batch flushed at once, as chunks or WebSocket messages.
+//! WATCH: events as they happen, each flushed at once, as chunks or WebSocket messages.
 //!
 //! Behaves as `k8s.io/apiserver/pkg/endpoints/handlers/watch.go`, v1.36.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -56,18 +57,11 @@ pub(super) async fn answer(
     let row = Arc::clone(&target.row);
     let count = server.metrics.watch_events(&row.group, &row.version, &row.plural);
     let encoder = EventEncoder { row, output, table };
-    let events = Events { watcher, batch: Vec::new(), encoder, stopping: server.stopping.clone(), count };
+    let events = Events::new(watcher, encoder, server.stopping.clone(), count);
     if is_websocket(&target.scope.headers) {
         return over_websocket(&mut request, events, output.encoding);
     }
-    let frames = events.batches().map(|frames| {
-        let mut chunk = BytesMut::new();
-        for frame in frames {
-            chunk.put(frame);
-        }
-        Ok::<Bytes, BoxError>(chunk.freeze())
-    });
-    let mut response = Response::new(Body::stream(frames));
+    let mut response = Response::new(Body::stream(events.pieces().map(Ok::<Bytes, BoxError>)));
     let content_type = match output.encoding {
         Media::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
         _ => "application/json",
@@ -76,43 +70,119 @@ pub(super) async fn answer(
     Ok(response)
 }
 
-/// A watch and how its events are written.
+/// Small events that are there together go out as one piece of about this size.
+const PIECE_BYTES: usize = 64 * 1024;
+/// An object from this size on goes out as the bytes that are stored, uncopied, so that thousands of watchers of large
+/// objects hold them once.
+const UNCOPIED_BYTES_MIN: usize = 16 * 1024;
+
+/// A watch and how its events are written. Events are written as they are sent: what waits is not encoded yet.
 struct Events {
     watcher: Watcher,
     batch: Vec<WatchEvent>,
+    pending: VecDeque<WatchEvent>,
+    /// Pieces of an event whose beginning was sent.
+    rest: VecDeque<Bytes>,
     encoder: EventEncoder,
+    /// Whether an error was the last event.
+    failed: bool,
     stopping: CancellationToken,
     count: prometheus_client::metrics::counter::Counter,
 }
 
 impl Events {
-    /// Frames of the events that are there together.
-    fn batches(self) -> impl Stream<Item = Vec<Bytes>> + Send {
-        stream::unfold(Some(self), |state| async move {
-            let mut events = state?;
-            let more = tokio::select! {
-                more = events.watcher.next_batch(&mut events.batch) => more,
-                () = events.stopping.cancelled() => false,
-            };
-            if !more {
-                return None;
-            }
-            let mut frames = Vec::with_capacity(events.batch.len());
-            let mut failed = false;
-            for event in events.batch.drain(..) {
-                failed |= matches!(event, WatchEvent::Error(_));
-                match events.encoder.frame(&event) {
-                    Ok(frame) => frames.push(frame),
-                    Err(text) => {
-                        let status = ApiStatus::internal(text);
-                        frames.extend(events.encoder.frame(&WatchEvent::Error(status)));
-                        failed = true;
-                    }
+    fn new(
+        watcher: Watcher,
+        encoder: EventEncoder,
+        stopping: CancellationToken,
+        count: prometheus_client::metrics::counter::Counter,
+    ) -> Self {
+        let (batch, pending, rest) = (Vec::new(), VecDeque::new(), VecDeque::new());
+        Self { watcher, batch, pending, rest, encoder, failed: false, stopping, count }
+    }
+
+    /// Waits until an event is pending. False: there will be none.
+    async fn wait(&mut self) -> bool {
+        if !self.pending.is_empty() {
+            return true;
+        }
+        if self.failed {
+            return false;
+        }
+        let more = tokio::select! {
+            more = self.watcher.next_batch(&mut self.batch) => more,
+            () = self.stopping.cancelled() => false,
+        };
+        self.pending.extend(self.batch.drain(..));
+        more
+    }
+
+    /// The next pending event in its form; an error if it has none. After an error nothing follows.
+    fn next(&mut self) -> Option<(&'static str, Bytes)> {
+        let event = self.pending.pop_front()?;
+        self.count.inc();
+        let encoded = self.encoder.event(&event).or_else(|text| {
+            let error = WatchEvent::Error(ApiStatus::internal(text));
+            self.failed = true;
+            self.encoder.event(&error)
+        });
+        self.failed |= matches!(event, WatchEvent::Error(_));
+        if self.failed {
+            self.pending.clear();
+        }
+        encoded.ok()
+    }
+
+    /// One frame for each event.
+    fn frames(self) -> impl Stream<Item = Bytes> + Send {
+        stream::unfold(self, |mut events| async move {
+            while events.wait().await {
+                if let Some((kind, object)) = events.next() {
+                    let mut frame = BytesMut::with_capacity(object.len() + 40);
+                    events.encoder.begin(kind, &mut frame);
+                    frame.put(object);
+                    frame.put_slice(events.encoder.end());
+                    return Some((frame.freeze(), events));
                 }
-                events.count.inc();
             }
-            Some((frames, (!failed).then_some(events)))
+            None
         })
+    }
+
+    /// Frames one after the other, cut where that saves memory.
+    fn pieces(self) -> impl Stream<Item = Bytes> + Send {
+        stream::unfold(self, |mut events| async move {
+            if let Some(rest) = events.rest.pop_front() {
+                return Some((rest, events));
+            }
+            while events.wait().await {
+                let piece = events.piece();
+                if !piece.is_empty() {
+                    return Some((piece, events));
+                }
+            }
+            None
+        })
+    }
+
+    /// As many pending events as fit a piece, or the beginning of a large one.
+    fn piece(&mut self) -> Bytes {
+        let mut piece = BytesMut::new();
+        while piece.len() < PIECE_BYTES
+            && let Some((kind, object)) = self.next()
+        {
+            piece.reserve(40 + if object.len() < UNCOPIED_BYTES_MIN { object.len() } else { 0 });
+            self.encoder.begin(kind, &mut piece);
+            if object.len() >= UNCOPIED_BYTES_MIN {
+                self.rest.push_back(object);
+                self.rest.push_back(Bytes::from_static(self.encoder.end()));
+                self.rest.retain(|part| !part.is_empty());
+                break;
+            }
+            piece.put(object);
+            piece.put_slice(self.encoder.end());
+        }
+        if piece.is_empty() { self.rest.pop_front().unwrap_or_default() } else { piece.freeze() }
     }
 }
 
@@ -123,7 +193,8 @@ struct EventEncoder {
 }
 
 impl EventEncoder {
-    fn frame(&mut self, event: &WatchEvent) -> Result<Bytes, String> {
+    /// The event's type, and its object in the encoding asked for; of protobuf the whole frame.
+    fn event(&mut self, event: &WatchEvent) -> Result<(&'static str, Bytes), String> {
         let (kind, object) = match event {
             WatchEvent::Added(object) => ("ADDED", self.object(object)?),
             WatchEvent::Modified(object) => ("MODIFIED", self.object(object)?),
@@ -137,15 +208,23 @@ impl EventEncoder {
             }
         };
         if self.output.encoding == Media::Protobuf {
-            return Ok(codec::protobuf_event(kind, &object));
+            return Ok((kind, codec::protobuf_event(kind, &object)));
         }
-        let mut frame = BytesMut::with_capacity(object.len() + 40);
-        frame.put_slice(b"{\"type\":\"");
-        frame.put_slice(kind.as_bytes());
-        frame.put_slice(b"\",\"object\":");
-        frame.put_slice(&object);
-        frame.put_slice(b"}\n");
-        Ok(frame.freeze())
+        Ok((kind, object))
+    }
+
+    /// What stands before the object.
+    fn begin(&self, kind: &str, out: &mut BytesMut) {
+        if self.output.encoding != Media::Protobuf {
+            out.put_slice(b"{\"type\":\"");
+            out.put_slice(kind.as_bytes());
+            out.put_slice(b"\",\"object\":");
+        }
+    }
+
+    /// What stands after it.
+    fn end(&self) -> &'static [u8] {
+        if self.output.encoding == Media::Protobuf { b"" } else { b"}\n" }
     }
 
     fn object(&mut self, object: &Arc<StoredObject>) -> Result<Bytes, String> {
@@ -229,25 +308,23 @@ fn over_websocket(request: &mut Request<Body>, events: Events, encoding: Media) 
             }
         };
         let (mut sink, mut source) = socket.split();
-        let mut batches = std::pin::pin!(events.batches());
+        let mut frames = std::pin::pin!(events.frames());
         loop {
-            let frames = tokio::select! {
-                frames = batches.next() => frames,
+            let frame = tokio::select! {
+                frame = frames.next() => frame,
                 message = source.next() => match message {
                     Some(Ok(message)) if !message.is_close() => continue,
                     _ => return,
                 },
             };
-            let Some(frames) = frames else { break };
-            for frame in frames {
-                let message = if encoding == Media::Protobuf {
-                    Message::binary(frame)
-                } else {
-                    Message::text(String::from_utf8_lossy(&frame).into_owned())
-                };
-                if sink.send(message).await.is_err() {
-                    return;
-                }
+            let Some(frame) = frame else { break };
+            let message = if encoding == Media::Protobuf {
+                Message::binary(frame)
+            } else {
+                Message::text(String::from_utf8_lossy(&frame).into_owned())
+            };
+            if sink.send(message).await.is_err() {
+                return;
             }
         }
         // The client may be gone already.
