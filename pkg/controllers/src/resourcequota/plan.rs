@@ -127,14 +127,10 @@ fn same(one: &Amounts, other: &Amounts) -> bool {
     parse(one.as_ref()) == parse(other.as_ref())
 }
 
-/// Whether a status says what another one says.
+/// Whether a status says what another one says. An empty list and none are the same.
 pub(super) fn is_up_to_date(quota: &ResourceQuota, wanted: &ResourceQuotaStatus) -> bool {
-    quota.status.as_ref().is_some_and(|status| {
-        status.hard.is_some() == wanted.hard.is_some()
-            && status.used.is_some()
-            && same(&status.hard, &wanted.hard)
-            && same(&status.used, &wanted.used)
-    })
+    let status = quota.status.clone().unwrap_or_default();
+    same(&status.hard, &wanted.hard) && same(&status.used, &wanted.used)
 }
 
 /// Limits that are not in force yet: admission does not know them, or refuses everything until they are counted.

@@ -5,15 +5,13 @@
 use std::sync::Arc;
 
 use rkube_api::k8s::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use rkube_api::volumes::{BOUND_BY_CONTROLLER, SELECTED_NODE};
 use rkube_apimachinery::chain::chain;
 use rkube_client::{ClientError, Patch};
 use serde_json::json;
 
 use crate::scheduler::Scheduler;
 use crate::volumes::claims::is_bound;
-use crate::volumes::matching::SELECTED_NODE;
-
-const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
 
 /// What goes with a node: volumes for claims, and claims to make volumes for.
 #[derive(Debug, Default)]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use rkube_api::k8s::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use rkube_api::volumes::{BIND_COMPLETED, claim_class, requested_size, volume_name};
 
 use crate::cluster::Cluster;
 use crate::config::Profile;
@@ -10,36 +11,10 @@ use crate::model::pod::{PodInfo, claim_names, is_ephemeral_claim};
 use crate::plugins::Plugin;
 use crate::volumes::{Plan, Refusal, Storage, ZONE_LABELS, claim_key};
 
-const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
-const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
-
-pub(super) fn class_of(claim: &PersistentVolumeClaim) -> &str {
-    let annotated = claim.metadata.annotations.as_ref().and_then(|annotations| annotations.get(CLASS_ANNOTATION));
-    let spec = claim.spec.as_ref().and_then(|spec| spec.storage_class_name.as_ref());
-    annotated.or(spec).map_or("", String::as_str)
-}
-
-pub(super) fn class_of_volume(volume: &PersistentVolume) -> &str {
-    let annotated = volume.metadata.annotations.as_ref().and_then(|annotations| annotations.get(CLASS_ANNOTATION));
-    let spec = volume.spec.as_ref().and_then(|spec| spec.storage_class_name.as_ref());
-    annotated.or(spec).map_or("", String::as_str)
-}
-
-pub(super) fn volume_name(claim: &PersistentVolumeClaim) -> &str {
-    claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()).unwrap_or_default()
-}
-
 /// Whether the volume controller has finished with the claim.
 pub(super) fn is_bound(claim: &PersistentVolumeClaim) -> bool {
     let annotations = claim.metadata.annotations.as_ref();
     !volume_name(claim).is_empty() && annotations.is_some_and(|annotations| annotations.contains_key(BIND_COMPLETED))
-}
-
-/// Bytes asked for.
-pub(super) fn size_of(claim: &PersistentVolumeClaim) -> rkube_apimachinery::quantity::Quantity {
-    let resources = claim.spec.as_ref().and_then(|spec| spec.resources.as_ref());
-    let list = rkube_api::pod_resources::parse(resources.and_then(|resources| resources.requests.as_ref()));
-    list.get("storage").cloned().unwrap_or_default()
 }
 
 impl Storage {
@@ -79,7 +54,7 @@ impl Storage {
         if immediate && profile.filters(Plugin::VolumeBinding) {
             return Err(refuse("pod has unbound immediate PersistentVolumeClaims".to_owned()));
         }
-        plan.delayed.sort_by_key(|claim| size_of(claim));
+        plan.delayed.sort_by_key(|claim| requested_size(claim));
         Ok(())
     }
 
@@ -104,7 +79,7 @@ impl Storage {
     }
 
     fn waits_for_consumer(&self, claim: &PersistentVolumeClaim) -> bool {
-        let class = Some(class_of(claim)).filter(|class| !class.is_empty());
+        let class = Some(claim_class(claim)).filter(|class| !class.is_empty());
         let class = class.and_then(|class| self.classes.get_named("", class));
         class.is_some_and(|class| class.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer"))
     }

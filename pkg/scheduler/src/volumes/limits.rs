@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rkube_api::k8s::core::v1::Volume;
+use rkube_api::volumes::{claim_class, volume_name};
 
 use crate::cluster::NodeState;
 use crate::model::pod::{PodInfo, claim_names};
-use crate::volumes::claims::{class_of, volume_name};
 use crate::volumes::{Plan, Storage};
 
 fn is_exclusive(volume: &Volume) -> bool {
@@ -78,7 +78,7 @@ impl Storage {
                     None if volume.is_some() => None,
                     // Not provisioned yet: it will be one more volume of the class's driver.
                     None => {
-                        let class = self.classes.get_named("", class_of(&claim))?;
+                        let class = self.classes.get_named("", claim_class(&claim))?;
                         Some((format!("{}/{}/{name}", class.provisioner, pod.namespace()), class.provisioner.clone()))
                     }
                 }

@@ -6,16 +6,17 @@ use std::sync::Arc;
 
 use rkube_api::k8s::core::v1::{PersistentVolume, PersistentVolumeClaim, TopologySelectorTerm};
 use rkube_api::k8s::storage::v1::StorageClass;
-use rkube_api::pod_resources;
+use rkube_api::volumes::{
+    SELECTED_NODE, capacity, claim_class, has_access_modes, is_reserved_for, requested_size, same_attributes_class,
+    same_mode, volume_class,
+};
 use rkube_apimachinery::quantity::Quantity;
 
 use crate::cluster::NodeState;
 use crate::model::selector::{LabelsOf, compile};
-use crate::volumes::claims::{class_of, class_of_volume, size_of};
 use crate::volumes::{Bindings, Plan, Storage, claim_key, reaches};
 
 const NO_PROVISIONER: &str = "kubernetes.io/no-provisioner";
-pub(super) const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 
 /// Why the claims cannot be bound on a node.
 #[derive(Debug)]
@@ -65,7 +66,7 @@ impl Storage {
         node: &NodeState,
         others: &Bindings,
     ) -> Option<Arc<PersistentVolume>> {
-        let wanted = size_of(claim);
+        let wanted = requested_size(claim);
         let mut best: Option<(Quantity, Arc<PersistentVolume>)> = None;
         for volume in self.volumes.list_all("") {
             let name = volume.metadata.name.as_deref().unwrap_or_default();
@@ -73,18 +74,13 @@ impl Storage {
             if taken || self.taken.get(name).is_some_and(|uid| uid != uid_of(claim)) {
                 continue;
             }
-            let Some(spec) = &volume.spec else { continue };
-            let reserved = spec.claim_ref.as_ref();
-            let for_this = reserved.is_some_and(|reference| {
-                reference.name == claim.metadata.name
-                    && reference.namespace == claim.metadata.namespace
-                    && reference.uid.as_deref().is_none_or(|uid| uid.is_empty() || uid == uid_of(claim))
-            });
-            if reserved.is_some() && !for_this {
+            let for_this = is_reserved_for(&volume, claim);
+            if !for_this && volume.spec.as_ref().is_none_or(|spec| spec.claim_ref.is_some()) {
                 continue;
             }
-            let capacity = pod_resources::parse(spec.capacity.as_ref()).remove("storage").unwrap_or_default();
-            if capacity < wanted || volume.metadata.deletion_timestamp.is_some() || !alike(claim, &volume) {
+            let capacity = capacity(&volume);
+            let alike = same_mode(claim, &volume) && same_attributes_class(claim, &volume);
+            if capacity < wanted || volume.metadata.deletion_timestamp.is_some() || !alike {
                 continue;
             }
             if for_this {
@@ -92,9 +88,9 @@ impl Storage {
             }
             let available = volume.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Available");
             if !available
-                || class_of_volume(&volume) != class_of(claim)
+                || volume_class(&volume) != claim_class(claim)
                 || !selected(claim, &volume)
-                || !has_modes(claim, &volume)
+                || !has_access_modes(claim, &volume)
                 || !reaches(&volume, node)
             {
                 continue;
@@ -108,7 +104,7 @@ impl Storage {
 
     /// Whether a volume can be made for the claim on the node.
     fn check_provision(&self, claim: &PersistentVolumeClaim, node: &NodeState) -> Result<(), Misfit> {
-        let class = self.classes.get_named("", class_of(claim)).ok_or(Misfit::NoVolume)?;
+        let class = self.classes.get_named("", claim_class(claim)).ok_or(Misfit::NoVolume)?;
         if class.provisioner.is_empty() || class.provisioner == NO_PROVISIONER {
             return Err(Misfit::NoVolume);
         }
@@ -121,7 +117,7 @@ impl Storage {
 
     fn has_capacity(&self, claim: &PersistentVolumeClaim, class: &StorageClass, node: &NodeState) -> bool {
         let driver = self.csi_drivers.get_named("", &class.provisioner);
-        let wanted = size_of(claim);
+        let wanted = requested_size(claim);
         if wanted.is_zero() || driver.is_none_or(|driver| driver.spec.storage_capacity != Some(true)) {
             return true;
         }
@@ -161,24 +157,9 @@ impl Storage {
     }
 }
 
-/// Same mode and attributes class.
-fn alike(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> bool {
-    let (Some(claim), Some(volume)) = (&claim.spec, &volume.spec) else { return false };
-    let mode = |mode: &Option<String>| mode.clone().unwrap_or_else(|| "Filesystem".to_owned());
-    let class = |class: &Option<String>| class.clone().unwrap_or_default();
-    mode(&claim.volume_mode) == mode(&volume.volume_mode)
-        && class(&claim.volume_attributes_class_name) == class(&volume.volume_attributes_class_name)
-}
-
 fn selected(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> bool {
     let selector = claim.spec.as_ref().and_then(|spec| spec.selector.as_ref());
     selector.is_none_or(|selector| compile(Some(selector)).matches(&LabelsOf(volume.metadata.labels.as_ref())))
-}
-
-fn has_modes(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> bool {
-    let wanted = claim.spec.as_ref().and_then(|spec| spec.access_modes.as_deref()).unwrap_or_default();
-    let offered = volume.spec.as_ref().and_then(|spec| spec.access_modes.as_deref()).unwrap_or_default();
-    wanted.iter().all(|mode| offered.contains(mode))
 }
 
 fn topology_matches(term: &TopologySelectorTerm, node: &NodeState) -> bool {
