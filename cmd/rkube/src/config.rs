@@ -74,7 +74,8 @@ pub(crate) fn agent(values: &Values) -> Result<AgentConfig, SettingsError> {
     Ok(AgentConfig { data_dir: path(values, "data-dir"), join: join.to_owned(), token, node: node(values)? })
 }
 
-fn node(values: &Values) -> Result<NodeConfig, SettingsError> {
+/// The node half of either role.
+pub(crate) fn node(values: &Values) -> Result<NodeConfig, SettingsError> {
     let node_name = match values.one("node-name") {
         Some(name) => name.to_ascii_lowercase(),
         None => host_name()?,

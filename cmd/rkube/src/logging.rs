@@ -24,6 +24,12 @@ pub(crate) fn start(values: &Values) -> Result<LevelHandle, SettingsError> {
     Ok(handle)
 }
 
+/// Sets the levels as the settings have them now.
+pub(crate) fn change(handle: &LevelHandle, values: &Values) -> Result<(), SettingsError> {
+    let failed = |error: reload::Error| SettingsError::Contradiction(format!("log-level: {error}"));
+    handle.reload(filter(values)?).map_err(failed)
+}
+
 /// `level` for everything, `component=level` for one crate: `kubelet=debug` is `rkube_kubelet=debug`.
 fn filter(values: &Values) -> Result<EnvFilter, SettingsError> {
     let base = if values.switch("debug") { "debug" } else { "info" };

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 after a requested stop, 1 after a failure, 2 for wrong flags or settings.
 
+mod admin;
 mod arguments;
 mod config;
 mod logging;
@@ -12,7 +13,9 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::ExitCode;
 
+use admin::CommandError;
 use clap::ArgMatches;
+use logging::LevelHandle;
 use rkube_apimachinery::chain::chain;
 use rkube_apimachinery::clock::SystemClock;
 use settings::Roles;
@@ -36,10 +39,22 @@ fn main() -> ExitCode {
     match matches.subcommand() {
         Some(("server", flags)) => run(Roles::Server, flags),
         Some(("agent", flags)) => run(Roles::Agent, flags),
-        Some(("version", _)) => print(&format!("rkube {}\n", rkube_daemons::version::BUILD)),
         Some(("completion", flags)) => completion(flags),
         Some(("reference", _)) => print(&arguments::reference()),
-        _ => ExitCode::from(WRONG_SETTINGS),
+        Some((name, flags)) => administer(name, flags),
+        None => ExitCode::from(WRONG_SETTINGS),
+    }
+}
+
+fn administer(name: &str, flags: &ArgMatches) -> ExitCode {
+    match admin::run(name, flags) {
+        None => ExitCode::from(WRONG_SETTINGS),
+        Some(Ok(said)) => {
+            let printed = print(&said.text);
+            if said.is_well { printed } else { ExitCode::FAILURE }
+        }
+        Some(Err(CommandError::Settings(error))) => wrong_settings(&error),
+        Some(Err(error)) => failed(&error),
     }
 }
 
@@ -49,8 +64,8 @@ fn run(role: Roles, flags: &ArgMatches) -> ExitCode {
         Ok(values) => values,
         Err(error) => return wrong_settings(&error),
     };
-    let start = match logging::start(&values).and_then(|_| start(role, &values)) {
-        Ok(start) => start,
+    let (levels, start) = match logging::start(&values).and_then(|levels| Ok((levels, start(role, &values)?))) {
+        Ok(both) => both,
         Err(error) => return wrong_settings(&error),
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().thread_stack_size(STACK_BYTES).enable_all().build()
@@ -58,7 +73,13 @@ fn run(role: Roles, flags: &ArgMatches) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
     };
-    match runtime.block_on(start()) {
+    let running = async {
+        tokio::select! {
+            outcome = start() => outcome,
+            error = follow_levels(role, flags, &levels) => Err(error.into()),
+        }
+    };
+    match runtime.block_on(running) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(error.as_ref()),
     }
@@ -80,6 +101,24 @@ fn start(role: Roles, values: &Values) -> Result<Start, SettingsError> {
             Ok(Box::new(move || Box::pin(async move { rkube_daemons::server::run(config, clock, stop()?).await })))
         }
     }
+}
+
+/// At each SIGHUP, reads the settings again and sets the log levels they have now. Nothing else of them counts
+/// before the next start. Ends only if the signal cannot be waited for.
+async fn follow_levels(role: Roles, flags: &ArgMatches, levels: &LevelHandle) -> std::io::Error {
+    let mut hangup = match signal(SignalKind::hangup()) {
+        Ok(hangup) => hangup,
+        Err(error) => return error,
+    };
+    while hangup.recv().await.is_some() {
+        let environment: BTreeMap<_, _> = std::env::vars_os().collect();
+        let changed = Values::collect(role, flags, &environment).and_then(|values| logging::change(levels, &values));
+        match changed {
+            Ok(()) => tracing::info!("Set the log levels"),
+            Err(error) => tracing::warn!(error = %chain(&error), "The log levels stay as they are"),
+        }
+    }
+    std::io::ErrorKind::BrokenPipe.into()
 }
 
 /// Resolves at the first SIGTERM or SIGINT. A second one ends the process at once, as the default does.

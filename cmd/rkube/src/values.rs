@@ -93,7 +93,8 @@ impl Values {
 
     fn read_flags(&mut self, role: Roles, flags: &ArgMatches) -> Result<(), SettingsError> {
         for setting in settings::of(role) {
-            if let Some(texts) = flags.get_many::<String>(setting.name) {
+            // A command that needs few settings has flags for those only.
+            if let Ok(Some(texts)) = flags.try_get_many::<String>(setting.name) {
                 let texts = texts.flat_map(|text| split(setting, text)).collect();
                 self.set(setting, texts, format!("--{}", setting.name), false)?;
             }
@@ -289,6 +290,15 @@ pub(crate) fn cidr(text: &str) -> Option<rkube_daemons::config::Cidr> {
     let prefix_length: u8 = prefix_length.parse().ok()?;
     let bits = if address.is_ipv4() { 32 } else { 128 };
     (prefix_length <= bits).then_some(rkube_daemons::config::Cidr { address, prefix_length })
+}
+
+/// This machine's architecture as Go and container images name it.
+pub(crate) fn go_architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
 }
 
 /// The known name closest to a wrong one, if it is close.

@@ -8,7 +8,7 @@ use rkube_apimachinery::random::SystemRandom;
 use rkube_pki::files;
 use rkube_pki::join_token::JoinToken;
 
-use crate::component::{ComponentError, supervise};
+use crate::component::{ComponentError, Shutdown, component, supervise};
 use crate::config::{AgentConfig, Paths};
 use crate::join::Joiner;
 use crate::node::{self, Trust};
@@ -33,7 +33,16 @@ pub async fn run(
     let joined = joiner.join().await?;
     tracing::info!(server = config.join, node = config.node.node_name, "Joined the cluster");
     let trust = Trust { authority: joined.authority, serving: None };
-    let components = node::components(&config.node, folder, &joined.facts, &joined.client, &clock, trust, &[])?;
+    let renewal = component("certificates", &[], async |ready, shutdown: Shutdown| {
+        ready.ready();
+        tokio::select! {
+            () = joined.renewal.run() => {}
+            () = shutdown.requested() => {}
+        }
+        Ok(())
+    });
+    let mut components = vec![renewal];
+    components.extend(node::components(&config.node, folder, &joined.facts, &joined.client, &clock, trust, &[])?);
     supervise(components, clock, stop, || {
         tracing::info!("Ready");
         notify::notify(notify::READY);

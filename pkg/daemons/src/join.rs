@@ -2,35 +2,40 @@
 //! certificate as its node.
 //!
 //! ```text
-//! GET kube-public/cluster-info     unverified, anonymous     the CA and the cluster's settings
-//! compare the CA with the token    nothing secret has been sent so far
+//! GET kube-public/cluster-info     unverified, anonymous     the CA
+//! compare the CA with the token    by its hash, or by a signature made with the token; nothing secret was sent so far
+//! GET kube-public/cluster-info     verified, anonymous       the cluster's settings
 //! POST certificatesigningrequests  verified, with the token  approved and signed in the cluster
 //! everything else                  verified, with the certificate
 //! ```
 //! Behaves as kubeadm's discovery and `pkg/kubelet/certificate/bootstrap`, v1.36.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::StreamExt;
 use http::{HeaderValue, Uri};
+use jiff::Timestamp;
 use rkube_api::ByteString;
 use rkube_api::k8s::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec};
 use rkube_api::k8s::core::v1::ConfigMap;
 use rkube_api::meta::pkg::apis::meta::v1::ObjectMeta;
+use rkube_apimachinery::chain::chain;
 use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::random::SharedRandom;
 use rkube_client::transport::{ClientError, WatchEvent};
 use rkube_client::{Client, ListParams};
 use rkube_http::client::HttpClient;
 use rkube_http::connect::Connector;
-use rkube_http::tls::{self, TlsError};
+use rkube_http::tls::{self, SharedClientConfig, SharedServerConfig, TlsError};
 use rkube_http::transport::RemoteTransport;
-use rkube_pki::join_token::JoinToken;
+use rkube_pki::join_token::{self, Credential, JoinToken};
 use rkube_pki::tree::{self, Names};
-use rkube_pki::{CertifiedKey, Leaf, PkiError, authority, csr, files};
+use rkube_pki::{CertifiedKey, Leaf, PkiError, authority, csr, files, kubeconfig};
+use rustls::RootCertStore;
 use tracing::{info, warn};
 
 use crate::node::ClusterFacts;
@@ -39,6 +44,11 @@ use crate::node::ClusterFacts;
 const SIGN_TIMEOUT: Duration = Duration::from_secs(60);
 /// A certificate with less than this left is asked for again at start.
 const LEFT_MIN: Duration = Duration::from_secs(30 * 24 * 3600);
+/// After a renewal that failed; a third of a certificate's time is left then.
+const RETRY_INTERVAL: Duration = Duration::from_secs(60);
+const CHECK_MAX: Duration = Duration::from_secs(3600);
+/// The node's certificate and key, without extension.
+const CLIENT_FILE: &str = "client-kubelet";
 const KUBELET_CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 const KUBELET_SERVING: &str = "kubernetes.io/kubelet-serving";
 
@@ -58,6 +68,15 @@ pub(crate) enum JoinError {
         "the authority of the server at {url} is not the one in the token: wrong server, wrong token, or an attack"
     )]
     WrongAuthority { url: String },
+    #[error(
+        "the server at {url} does not know the token {id}: it is wrong or has expired; `rkube token create` makes a new one, \
+         and its form that begins with K10 needs no signature"
+    )]
+    Unsigned { url: String, id: String },
+    #[error(
+        "the authority of the server is valid from {from} to {until}, and this machine's clock says {now}: set the clock"
+    )]
+    Clock { from: Timestamp, until: Timestamp, now: Timestamp },
     #[error("the cluster refused the token: it is wrong, or it has expired; `rkube token create` makes a new one")]
     Refused(#[source] ClientError),
     #[error("asking for a certificate")]
@@ -78,6 +97,8 @@ pub(crate) struct Joined {
     pub(crate) facts: ClusterFacts,
     /// PEM of the cluster's authority.
     pub(crate) authority: String,
+    /// Keeps the node's own certificate fresh while it runs.
+    pub(crate) renewal: ClientRenewal,
 }
 
 /// Names the outside a worker joins through.
@@ -96,10 +117,10 @@ impl Joiner {
         let (authority, facts) = self.discover().await?;
         files::write(&self.folder.join("server-ca.crt"), authority.as_bytes(), files::PUBLIC)?;
         let leaf = Leaf::client(&format!("system:node:{}", self.node_name), &["system:nodes"]);
-        let pair = match self.kept("client-kubelet", &authority)? {
+        let pair = match self.kept(CLIENT_FILE, &authority)? {
             Some(pair) => pair,
             None => {
-                let client = self.client(&authority, Some(self.token.credential.bearer()), None)?;
+                let client = self.client(&authority, Some(self.token.credential.bearer()))?;
                 let usages = ["digital signature", "client auth"];
                 let pair = certificate(&client, &self.clock, &self.node_name, KUBELET_CLIENT, &leaf, &usages).await;
                 let pair = pair.map_err(|error| match error {
@@ -110,62 +131,119 @@ impl Joiner {
                     }
                     other => other,
                 })?;
-                self.keep("client-kubelet", &pair)?;
+                keep(&self.folder, &pair)?;
                 pair
             }
         };
-        let client = self.client(&authority, None, Some(&pair))?;
-        Ok(Joined { client, facts, authority })
+        let (http, tls) = self.http(&authority, None, Some(&pair))?;
+        let client = self.over(http.clone());
+        let renewal = ClientRenewal {
+            client: client.clone(),
+            clock: self.clock.clone(),
+            node_name: self.node_name.clone(),
+            folder: self.folder.clone(),
+            roots: roots(&authority)?,
+            http,
+            tls,
+            pair,
+        };
+        Ok(Joined { client, facts, authority, renewal })
     }
 
-    /// Reads the cluster's authority and settings from whoever answers, and believes them if the token says so.
+    /// Reads the cluster's authority from whoever answers, and believes it if the token says so: by the hash the
+    /// token begins with, or by a signature that only who knows the token can make. Settings are read again from
+    /// the server that is known by then.
     async fn discover(&self) -> Result<(String, ClusterFacts), JoinError> {
         let tls = Arc::new(ArcSwap::from_pointee(tls::unverified_client_config()?));
-        let stranger = self.over(tls, None)?;
-        let found = stranger.namespaced::<ConfigMap>("kube-public").get("cluster-info").await;
-        let found = found.map_err(|source| JoinError::Discover { url: self.url.clone(), source })?;
-        let data = found.data.unwrap_or_default();
+        let told = self.cluster_info(&self.over(self.http_over(tls, None)?)).await?;
         let missing = || JoinError::NoClusterInfo { url: self.url.clone() };
-        let authority = data.get("ca.crt").cloned().ok_or_else(missing)?;
-        let chain = authority::certificates(&authority, "the server's authority")?;
-        if !chain.first().is_some_and(|certificate| self.token.accepts(certificate)) {
-            return Err(JoinError::WrongAuthority { url: self.url.clone() });
+        let authority = self.verified_authority(&told).ok_or_else(missing)??;
+        let (from, until) = tree::validity(authority.as_bytes()).ok_or_else(missing)?;
+        let now = self.clock.now();
+        if now < from || now > until {
+            return Err(JoinError::Clock { from, until, now });
         }
-        if self.token.ca_hash.is_none() {
-            warn!("The token pins no authority; the server was believed. Use the whole token, beginning with K10");
-        }
+        let (http, _) = self.http(&authority, None, None)?;
+        let data = self.cluster_info(&self.over(http)).await?;
         let dns = data.get("cluster-dns").and_then(|text| text.parse().ok()).ok_or_else(missing)?;
         let text = |key: &str| data.get(key).cloned().ok_or_else(missing);
         Ok((authority, ClusterFacts { dns, domain: text("cluster-domain")?, pods: text("cluster-cidr")? }))
     }
 
-    fn client(&self, authority: &str, token: Option<String>, pair: Option<&CertifiedKey>) -> Result<Client, JoinError> {
-        let roots = tls::roots(&authority::certificates(authority, "the server's authority")?)?;
-        let identity = match pair {
-            Some(pair) => Some((pair.chain()?, pair.key()?)),
-            None => None,
-        };
-        self.over(Arc::new(ArcSwap::from_pointee(tls::client_config(roots, identity)?)), token)
+    async fn cluster_info(&self, stranger: &Client) -> Result<BTreeMap<String, String>, JoinError> {
+        let found = stranger.namespaced::<ConfigMap>("kube-public").get("cluster-info").await;
+        match found {
+            Ok(map) => Ok(map.data.unwrap_or_default()),
+            Err(error) if error.is_not_found() => Err(JoinError::NoClusterInfo { url: self.url.clone() }),
+            Err(source) => Err(JoinError::Discover { url: self.url.clone(), source }),
+        }
     }
 
-    fn over(&self, tls: tls::SharedClientConfig, token: Option<String>) -> Result<Client, JoinError> {
+    /// `None` if nothing was told that could be verified.
+    fn verified_authority(&self, told: &BTreeMap<String, String>) -> Option<Result<String, JoinError>> {
+        let url = || self.url.clone();
+        match (&self.token.ca_hash, &self.token.credential) {
+            (None, Credential::Bootstrap { id, secret }) => {
+                let content = told.get("kubeconfig")?;
+                let Some(signature) = told.get(&format!("jws-kubeconfig-{id}")) else {
+                    return Some(Err(JoinError::Unsigned { url: url(), id: id.clone() }));
+                };
+                if !join_token::is_signed(content, id, secret, signature) {
+                    return Some(Err(JoinError::WrongAuthority { url: url() }));
+                }
+                kubeconfig::authority_of(content).map(Ok)
+            }
+            (hash, _) => {
+                let authority = told.get("ca.crt")?.clone();
+                let chain = match authority::certificates(&authority, "the server's authority") {
+                    Ok(chain) => chain,
+                    Err(error) => return Some(Err(error.into())),
+                };
+                if !self.token.accepts(chain.first()?) {
+                    return Some(Err(JoinError::WrongAuthority { url: url() }));
+                }
+                if hash.is_none() {
+                    warn!(
+                        "The token pins no authority; the server was believed. Use the whole token, beginning with K10"
+                    );
+                }
+                Some(Ok(authority))
+            }
+        }
+    }
+
+    fn client(&self, authority: &str, token: Option<String>) -> Result<Client, JoinError> {
+        Ok(self.over(self.http(authority, token, None)?.0))
+    }
+
+    fn http(
+        &self,
+        authority: &str,
+        token: Option<String>,
+        pair: Option<&CertifiedKey>,
+    ) -> Result<(HttpClient, SharedClientConfig), JoinError> {
+        let tls = Arc::new(ArcSwap::from_pointee(client_config(&roots(authority)?, pair)?));
+        Ok((self.http_over(Arc::clone(&tls), token)?, tls))
+    }
+
+    fn http_over(&self, tls: SharedClientConfig, token: Option<String>) -> Result<HttpClient, JoinError> {
         let bad = || JoinError::Url { url: self.url.clone() };
         let base: Uri = self.url.parse().map_err(|_| bad())?;
-        let mut http = HttpClient::new(&base, Connector::new(Some(tls)).http2(true)).map_err(|_| bad())?;
-        if let Some(token) = token {
-            http = http.with_token(Arc::new(move || Some(token.clone())));
-        }
-        let transport = RemoteTransport::new(http, HeaderValue::from_static("rkube-agent"));
-        Ok(Client::new(Arc::new(transport), self.clock.clone(), Arc::clone(&self.random)))
+        let http = HttpClient::new(&base, Connector::new(Some(tls)).http2(true)).map_err(|_| bad())?;
+        Ok(match token {
+            Some(token) => http.with_token(Arc::new(move || Some(token.clone()))),
+            None => http,
+        })
     }
 
-    fn paths(&self, name: &str) -> (PathBuf, PathBuf) {
-        (self.folder.join(format!("{name}.crt")), self.folder.join(format!("{name}.key")))
+    fn over(&self, http: HttpClient) -> Client {
+        let transport = RemoteTransport::new(http, HeaderValue::from_static("rkube-agent"));
+        Client::new(Arc::new(transport), self.clock.clone(), Arc::clone(&self.random))
     }
 
     /// A certificate of an earlier start, if it is of this authority and lasts.
     fn kept(&self, name: &str, authority: &str) -> Result<Option<CertifiedKey>, JoinError> {
-        let (certificate, key) = self.paths(name);
+        let (certificate, key) = paths(&self.folder, name);
         let (Some(certificate_pem), Some(key_pem)) = (files::read(&certificate)?, files::read(&key)?) else {
             return Ok(None);
         };
@@ -173,27 +251,124 @@ impl Joiner {
         let is_ours = tree::is_signed_by(&certificate_pem, authority);
         Ok((lasts && is_ours).then_some(CertifiedKey { certificate_pem, key_pem }))
     }
+}
 
-    fn keep(&self, name: &str, pair: &CertifiedKey) -> Result<(), JoinError> {
-        let (certificate, key) = self.paths(name);
-        files::write(&key, pair.key_pem.as_bytes(), files::PRIVATE)?;
-        Ok(files::write(&certificate, pair.certificate_pem.as_bytes(), files::PUBLIC)?)
+fn paths(folder: &Path, name: &str) -> (PathBuf, PathBuf) {
+    (folder.join(format!("{name}.crt")), folder.join(format!("{name}.key")))
+}
+
+fn keep(folder: &Path, pair: &CertifiedKey) -> Result<(), JoinError> {
+    let (certificate, key) = paths(folder, CLIENT_FILE);
+    files::write(&key, pair.key_pem.as_bytes(), files::PRIVATE)?;
+    Ok(files::write(&certificate, pair.certificate_pem.as_bytes(), files::PUBLIC)?)
+}
+
+fn roots(authority: &str) -> Result<RootCertStore, JoinError> {
+    Ok(tls::roots(&authority::certificates(authority, "the server's authority")?)?)
+}
+
+fn client_config(roots: &RootCertStore, pair: Option<&CertifiedKey>) -> Result<rustls::ClientConfig, JoinError> {
+    let identity = match pair {
+        Some(pair) => Some((pair.chain()?, pair.key()?)),
+        None => None,
+    };
+    Ok(tls::client_config(roots.clone(), identity)?)
+}
+
+/// Waits until a certificate is to be asked for again. In short steps, so that a clock that is set counts.
+async fn until_due(clock: &SharedClock, pair: &CertifiedKey) {
+    let due = tree::renewal(pair.certificate_pem.as_bytes());
+    while let Some(left) = due.and_then(|due| Duration::try_from(due.duration_since(clock.now())).ok())
+        && !left.is_zero()
+    {
+        clock.sleep(left.min(CHECK_MAX)).await;
     }
 }
 
-/// Asks the cluster for the certificate the kubelet serves with.
-pub(crate) async fn serving_certificate(
-    client: &Client,
-    clock: &SharedClock,
-    node_name: &str,
-    names: &Names,
-) -> Result<CertifiedKey, JoinError> {
-    let leaf = Leaf {
-        dns_names: names.dns_names.clone(),
-        ip_addresses: names.ip_addresses.clone(),
-        ..Leaf::client(&format!("system:node:{node_name}"), &["system:nodes"])
-    };
-    certificate(client, clock, node_name, KUBELET_SERVING, &leaf, &["digital signature", "server auth"]).await
+/// Keeps the certificate a node shows to its server fresh.
+pub(crate) struct ClientRenewal {
+    client: Client,
+    clock: SharedClock,
+    node_name: String,
+    folder: PathBuf,
+    roots: RootCertStore,
+    http: HttpClient,
+    tls: SharedClientConfig,
+    pair: CertifiedKey,
+}
+
+impl ClientRenewal {
+    /// Asks for a new certificate, as the node it is, before the old one expires; never ends.
+    pub(crate) async fn run(mut self) {
+        loop {
+            until_due(&self.clock, &self.pair).await;
+            if let Err(error) = self.renew().await {
+                warn!(error = %chain(&error), "Could not renew the certificate of this node; trying again");
+                self.clock.sleep(RETRY_INTERVAL).await;
+            }
+        }
+    }
+
+    async fn renew(&mut self) -> Result<(), JoinError> {
+        let leaf = Leaf::client(&format!("system:node:{}", self.node_name), &["system:nodes"]);
+        let usages = ["digital signature", "client auth"];
+        let pair = certificate(&self.client, &self.clock, &self.node_name, KUBELET_CLIENT, &leaf, &usages).await?;
+        self.tls.store(Arc::new(client_config(&self.roots, Some(&pair))?));
+        self.http.reconnect();
+        keep(&self.folder, &pair)?;
+        self.pair = pair;
+        info!("Renewed the certificate of this node");
+        Ok(())
+    }
+}
+
+/// What a kubelet serves with, asked for in the cluster.
+pub(crate) struct ServingCertificate {
+    pub(crate) client: Client,
+    pub(crate) clock: SharedClock,
+    pub(crate) node_name: String,
+    pub(crate) names: Names,
+    pub(crate) roots: RootCertStore,
+}
+
+impl ServingCertificate {
+    pub(crate) async fn first(&self) -> Result<(SharedServerConfig, CertifiedKey), JoinError> {
+        let pair = self.ask().await?;
+        let config = tls::server_config(pair.chain()?, pair.key()?, &self.roots)?;
+        Ok((Arc::new(ArcSwap::from_pointee(config)), pair))
+    }
+
+    async fn ask(&self) -> Result<CertifiedKey, JoinError> {
+        let leaf = Leaf {
+            dns_names: self.names.dns_names.clone(),
+            ip_addresses: self.names.ip_addresses.clone(),
+            ..Leaf::client(&format!("system:node:{}", self.node_name), &["system:nodes"])
+        };
+        let usages = ["digital signature", "server auth"];
+        certificate(&self.client, &self.clock, &self.node_name, KUBELET_SERVING, &leaf, &usages).await
+    }
+
+    /// Asks for a new certificate before the old one expires, and swaps it in; never ends.
+    pub(crate) async fn keep_fresh(self, config: SharedServerConfig, mut pair: CertifiedKey) {
+        loop {
+            until_due(&self.clock, &pair).await;
+            let renewed = async {
+                let pair = self.ask().await?;
+                config.store(Arc::new(tls::server_config(pair.chain()?, pair.key()?, &self.roots)?));
+                Ok::<_, JoinError>(pair)
+            };
+            match renewed.await {
+                Ok(renewed) => {
+                    pair = renewed;
+                    info!("Renewed the serving certificate of this node");
+                }
+                Err(error) => {
+                    warn!(error = %chain(&error), "Could not renew the serving certificate of this node; trying again");
+                    self.clock.sleep(RETRY_INTERVAL).await;
+                }
+            }
+        }
+    }
 }
 
 async fn certificate(

@@ -1,6 +1,7 @@
 //! Composes the roles of the rkube process out of components, in dependency order.
 
 mod address;
+pub mod admin;
 pub mod agent;
 pub mod component;
 pub mod config;

@@ -7,16 +7,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use rkube_api::k8s::core::v1::Taint;
 use rkube_apimachinery::clock::SharedClock;
+use rkube_apimachinery::task;
 use rkube_client::{Client, InformerFactory};
 use rkube_cri::{Remote, RuntimeError};
 use rkube_dns::zone::Zone;
 use rkube_dns::{DnsConfig, DnsServer};
 use rkube_http::listener::Listener;
-use rkube_http::tls::{self, ClientVerifier};
+use rkube_http::tls::{self, ClientVerifier, SharedServerConfig};
 use rkube_kubelet::args::ArgumentError;
 use rkube_kubelet::registries::{Registries, RegistriesError};
 use rkube_kubelet::server::KubeletServer;
@@ -25,14 +25,16 @@ use rkube_kubelet::volumes::mounter::KernelMounter;
 use rkube_kubelet::{Dependencies, Kubelet, KubeletConfig};
 
 use rkube_network::node::{Backend, NetworkConfig, NodeNetwork};
+use rkube_pki::authority;
 use rkube_pki::tree::Names;
-use rkube_pki::{CertifiedKey, authority};
 use rkube_proxy::proxier::{Proxier, ProxierConfig};
 use tokio::net::TcpListener;
+use tracing::info_span;
 
 use crate::component::{Component, ComponentError, Patient, component};
 use crate::config::{NetworkBackend, NodeConfig};
-use crate::{join, version};
+use crate::join::ServingCertificate;
+use crate::version;
 
 const DNS_PORT: u16 = 53;
 /// Differs from upstream: pods go at 5 % of free disk, as with k3s, and not at 10 and 15 %. The node is often a
@@ -227,8 +229,8 @@ fn taint(text: &str) -> Taint {
 pub(crate) struct Trust {
     /// PEM of the cluster's authority.
     pub(crate) authority: String,
-    /// The serving certificate; a worker asks the cluster for its own.
-    pub(crate) serving: Option<CertifiedKey>,
+    /// What the kubelet serves with; a worker asks the cluster for its own.
+    pub(crate) serving: Option<SharedServerConfig>,
 }
 
 struct Serving {
@@ -276,18 +278,31 @@ fn kubelet(
             if is_registered.await.is_err() {
                 return Ok(());
             }
-            let pair = match serving.trust.serving {
-                Some(pair) => pair,
-                None => join::serving_certificate(&node, &clock, &node_name, &serving.names).await?,
-            };
             let roots = tls::roots(&authority::certificates(&serving.trust.authority, "cluster CA")?)?;
-            let config = tls::server_config(pair.chain()?, pair.key()?, &roots)?;
+            let (config, renewal) = match serving.trust.serving {
+                Some(config) => (config, None),
+                None => {
+                    let asked = ServingCertificate {
+                        client: node.clone(),
+                        clock: clock.clone(),
+                        node_name: node_name.clone(),
+                        names: serving.names,
+                        roots: roots.clone(),
+                    };
+                    let (config, pair) = asked.first().await?;
+                    let renewal = asked.keep_fresh(Arc::clone(&config), pair);
+                    (config, Some(task::spawn(info_span!("certificates", component = "kubelet"), renewal)))
+                }
+            };
             let access = Webhook::new(node, clock.clone(), &node_name, ClientVerifier::new(roots)?);
             let address = SocketAddr::new(IpAddr::from([0, 0, 0, 0]), port);
             let socket = TcpListener::bind(address).await?;
-            let listener = Listener::new("kubelet", socket, Some(Arc::new(ArcSwap::from_pointee(config))), clock);
+            let listener = Listener::new("kubelet", socket, Some(config), clock);
             let handler = Arc::new(KubeletServer::new(inner, Arc::new(access)));
             listener.serve(handler, stop, SERVER_DRAIN_TIMEOUT).await;
+            if let Some(renewal) = renewal {
+                renewal.abort();
+            }
             Ok::<(), ComponentError>(())
         };
         let (ran, served) = tokio::join!(running, server);

@@ -1,5 +1,6 @@
 //! The control plane: what `rkube server` runs, in the order it starts.
 
+mod certificates;
 mod control_plane;
 mod datastore;
 mod managers;
@@ -21,9 +22,11 @@ pub async fn run(
     clock: SharedClock,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), ComponentError> {
+    let kubeconfig = config.write_kubeconfig.display().to_string();
+    tracing::info!(version = crate::version::BUILD, data_dir = %config.data_dir.display(), "Starting the server");
     let server = control_plane::ControlPlane::open(config, clock.clone()).await?;
     supervise(server.components()?, clock, stop, || {
-        tracing::info!("Ready");
+        tracing::info!(kubeconfig, "Ready");
         notify::notify(notify::READY);
     })
     .await?;

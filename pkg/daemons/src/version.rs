@@ -2,5 +2,7 @@
 
 /// The Kubernetes version served, as in `/version`'s `gitVersion`.
 pub const KUBERNETES: &str = "v1.36.2+rkube.1";
+/// The version of rkube itself.
+pub const RKUBE: &str = env!("CARGO_PKG_VERSION");
 /// The version of rkube and the Kubernetes API it serves.
 pub const BUILD: &str = concat!(env!("CARGO_PKG_VERSION"), " (Kubernetes v1.36.2)");

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http::header::{AUTHORIZATION, HOST};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Response, StatusCode, Uri};
@@ -58,7 +59,9 @@ pub struct HttpClient {
     scheme: Scheme,
     authority: Authority,
     connector: Connector,
-    pool: Pool<Connector, Body>,
+    /// Clones share it, and get the new one when it is replaced.
+    pool: Arc<ArcSwap<Pool<Connector, Body>>>,
+    http2: bool,
     token: Option<TokenSource>,
 }
 
@@ -77,14 +80,14 @@ impl HttpClient {
         let no_authority = || ConnectError::NoHost { uri: base.to_string() };
         let authority = base.authority().cloned().ok_or_else(no_authority)?;
         let scheme = base.scheme().cloned().unwrap_or(Scheme::HTTPS);
-        let pool = Pool::builder(TokioExecutor::new())
-            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-            .pool_timer(TokioTimer::new())
-            .timer(TokioTimer::new())
-            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-            .http2_keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-            .build(connector.clone().http2(http2));
-        Ok(Self { scheme, authority, connector, pool, token: None })
+        let pool = Arc::new(ArcSwap::from_pointee(pool(&connector, http2)));
+        Ok(Self { scheme, authority, connector, pool, http2, token: None })
+    }
+
+    /// Later requests go over new connections, with the TLS configuration of now: for when this side's certificate
+    /// was renewed. Those under way end on the connections they have.
+    pub fn reconnect(&self) {
+        self.pool.store(Arc::new(pool(&self.connector, self.http2)));
     }
 
     #[must_use]
@@ -97,7 +100,7 @@ impl HttpClient {
     pub async fn request(&self, mut request: Request<Body>) -> Result<Response<Body>, RequestError> {
         self.authorize(&mut request)?;
         *request.uri_mut() = self.absolute(request.uri())?;
-        let response = self.pool.request(request).await.map_err(RequestError::Send)?;
+        let response = self.pool.load_full().request(request).await.map_err(RequestError::Send)?;
         Ok(response.map(Body::from))
     }
 
@@ -128,6 +131,16 @@ impl HttpClient {
             .build()
             .map_err(RequestError::Url)
     }
+}
+
+fn pool(connector: &Connector, http2: bool) -> Pool<Connector, Body> {
+    Pool::builder(TokioExecutor::new())
+        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+        .pool_timer(TokioTimer::new())
+        .timer(TokioTimer::new())
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .http2_keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .build(connector.clone().http2(http2))
 }
 
 /// Sends one request over a connection of its own to `uri`'s authority. The request line holds the path of

@@ -16,6 +16,7 @@ use rcgen::{
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
+use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::ParsedExtension;
 
 use crate::csr::SigningRequest;
@@ -97,11 +98,13 @@ pub fn certificates(pem: &str, what: &str) -> Result<Vec<CertificateDer<'static>
     Ok(all)
 }
 
-/// Signs certificates. Cheap to clone.
+/// Signs certificates, if its key is here. Cheap to clone.
+///
+/// An authority without a key is an administrator's who signs elsewhere: what it signed is verified and used.
 #[derive(Clone)]
 pub struct CertificateAuthority {
     certificate_pem: Arc<str>,
-    signer: Arc<Signer>,
+    signer: Option<Arc<Signer>>,
 }
 
 impl std::fmt::Debug for CertificateAuthority {
@@ -124,11 +127,7 @@ impl CertificateAuthority {
     pub fn from_pem(pair: &CertifiedKey, what: &str) -> Result<Self, PkiError> {
         let bad = |detail: String| PkiError::Certificate { what: what.to_owned(), detail };
         let chain = certificates(&pair.certificate_pem, what)?;
-        let certificate = chain.first().ok_or_else(|| bad("it is empty".to_owned()))?;
-        let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|error| bad(error.to_string()))?;
-        if !parsed.is_ca() {
-            return Err(bad("it is not a certificate authority".to_owned()));
-        }
+        let parsed = authority_certificate(&chain, what)?;
         let bad_key = |detail: String| PkiError::Key { what: what.to_owned(), detail };
         let key = KeyPair::from_pem(&pair.key_pem).map_err(|error| bad_key(error.to_string()))?;
         if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
@@ -147,10 +146,22 @@ impl CertificateAuthority {
             not_after: parsed.validity().not_after.to_datetime(),
             key,
         };
-        Ok(Self { certificate_pem: pair.certificate_pem.as_str().into(), signer: Arc::new(signer) })
+        Ok(Self { certificate_pem: pair.certificate_pem.as_str().into(), signer: Some(Arc::new(signer)) })
     }
 
-    /// Loads the authority at `certificate` and `key`, or makes one there if there is no key.
+    /// An authority whose key is elsewhere.
+    pub fn external(certificate_pem: &str, what: &str) -> Result<Self, PkiError> {
+        authority_certificate(&certificates(certificate_pem, what)?, what)?;
+        Ok(Self { certificate_pem: certificate_pem.into(), signer: None })
+    }
+
+    /// Whether its key is here.
+    pub fn can_sign(&self) -> bool {
+        self.signer.is_some()
+    }
+
+    /// Loads the authority at `certificate` and `key`, or makes one there if there is neither. A certificate alone
+    /// is an authority whose key is elsewhere.
     pub fn load_or_generate(
         certificate: &Path,
         key: &Path,
@@ -176,10 +187,7 @@ impl CertificateAuthority {
                 files::write(certificate, certificate_pem.as_bytes(), files::PUBLIC)?;
                 Self::from_pem(&CertifiedKey { certificate_pem, key_pem }, &what)
             }
-            (Some(_), None) => Err(PkiError::Key {
-                what: key.display().to_string(),
-                detail: format!("it is missing, though {what} exists"),
-            }),
+            (Some(certificate_pem), None) => Self::external(&certificate_pem, &what),
         }
     }
 
@@ -224,15 +232,16 @@ impl CertificateAuthority {
     }
 
     fn sign_content(&self, content: &Content, now: Timestamp, lifetime: Duration) -> Result<String, PkiError> {
+        let signer = self.signer.as_ref().ok_or(PkiError::NoSigningKey)?;
         let (not_before, not_after) = validity(now, lifetime)?;
         // A leaf that outlives its authority is one nobody can verify.
-        let not_after = not_after.min(self.signer.not_after);
+        let not_after = not_after.min(signer.not_after);
         let serial = serial_number()?;
-        let algorithm = self.signer.algorithm;
+        let algorithm = signer.algorithm;
         let to_be_signed = der::ToBeSigned {
             serial: &serial,
             algorithm,
-            issuer: &self.signer.subject,
+            issuer: &signer.subject,
             not_before,
             not_after,
             subject: &content.subject,
@@ -242,19 +251,32 @@ impl CertificateAuthority {
                 key_encipherment: content.usages.key_encipherment,
                 server: content.usages.server,
                 client: content.usages.client,
-                authority_key_id: self.signer.key_id.as_deref(),
+                authority_key_id: signer.key_id.as_deref(),
                 subject_alt_names: content.subject_alt_names.clone(),
             },
         }
         .encode();
-        let signature = self
-            .signer
+        let signature = signer
             .key
             .sign(&to_be_signed)
             .map_err(|error| PkiError::Generate { what: "certificate", detail: error.to_string() })?;
         let certificate = der::certificate(&to_be_signed, algorithm, &signature);
         Ok(pem("CERTIFICATE", &certificate))
     }
+}
+
+/// The first certificate of a chain, if it is one that may sign.
+fn authority_certificate<'a>(
+    chain: &'a [CertificateDer<'static>],
+    what: &str,
+) -> Result<X509Certificate<'a>, PkiError> {
+    let bad = |detail: String| PkiError::Certificate { what: what.to_owned(), detail };
+    let certificate = chain.first().ok_or_else(|| bad("it is empty".to_owned()))?;
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|error| bad(error.to_string()))?;
+    if !parsed.is_ca() {
+        return Err(bad("it is not a certificate authority".to_owned()));
+    }
+    Ok(parsed)
 }
 
 /// What a certificate may be used for.

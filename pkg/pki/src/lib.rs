@@ -11,15 +11,19 @@ mod der;
 pub mod files;
 pub mod join_token;
 pub mod kubeconfig;
+mod kubeconfig_file;
 pub mod service_account;
 pub mod subject;
 pub mod tree;
 
 pub use authority::{CertificateAuthority, CertifiedKey, Leaf, Usages};
+pub use kubeconfig_file::KubeconfigFile;
 pub use subject::{Subject, subject};
 pub use tree::not_after;
 
 use std::path::PathBuf;
+
+use jiff::Timestamp;
 
 /// Why a key or certificate could not be read, made or used.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +46,35 @@ pub enum PkiError {
     Key { what: String, detail: String },
     #[error("{certificate} and {key} do not belong together")]
     Mismatch { certificate: PathBuf, key: PathBuf },
+    #[error("restore the authority {path} and its key from a backup")]
+    Authority {
+        path: PathBuf,
+        #[source]
+        source: Box<PkiError>,
+    },
+    #[error("put a good certificate and key at {path}, or remove both to have new ones made")]
+    Leaf {
+        path: PathBuf,
+        #[source]
+        source: Box<PkiError>,
+    },
+    #[error("{path} expired on {at}: replace it and its key, or remove both to have new ones made")]
+    Expired { path: PathBuf, at: Timestamp },
+    #[error("{path} is not valid before {from} and the clock says {now}: set the clock")]
+    NotYetValid { path: PathBuf, from: Timestamp, now: Timestamp },
+    #[error(
+        "{leaf} cannot be made, because the key of its authority is not here: put the key beside {authority}, or a \
+         certificate and key that this authority signed at {leaf}"
+    )]
+    ExternalAuthority { leaf: PathBuf, authority: &'static str },
+    #[error("the key of the certificate authority is not here")]
+    NoSigningKey,
+    #[error("{path} was signed by an authority whose key is not here; whoever made it must renew it")]
+    NotOurs { path: PathBuf },
+    #[error("there is no certificate {path}")]
+    Missing { path: PathBuf },
+    #[error("kubeconfig {path}: {detail}")]
+    Kubeconfig { path: PathBuf, detail: String },
     #[error("certificate signing request: {detail}")]
     Request { detail: String },
     #[error("generating {what}: {detail}")]

@@ -15,12 +15,19 @@ pub struct Subject {
 
 /// Reads the subject of a certificate. Whether the certificate is good is not looked at.
 pub fn subject(certificate: &CertificateDer<'_>) -> Result<Subject, PkiError> {
-    let bad = |detail: String| PkiError::Certificate { what: "the client certificate".to_owned(), detail };
+    let what = "the client certificate";
+    let bad = |detail: String| PkiError::Certificate { what: what.to_owned(), detail };
     let (_, parsed) = X509Certificate::from_der(certificate).map_err(|error| bad(error.to_string()))?;
+    subject_of(&parsed, what)
+}
+
+/// The same of a certificate that was read; `what` names it in errors.
+pub(crate) fn subject_of(certificate: &X509Certificate<'_>, what: &str) -> Result<Subject, PkiError> {
     let text = |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>| {
-        attribute.as_str().map(str::to_owned).map_err(|_| bad("its subject is not text".to_owned()))
+        let bad = || PkiError::Certificate { what: what.to_owned(), detail: "its subject is not text".to_owned() };
+        attribute.as_str().map(str::to_owned).map_err(|_| bad())
     };
-    let subject = parsed.subject();
+    let subject = certificate.subject();
     Ok(Subject {
         common_name: subject.iter_common_name().last().map(text).transpose()?.unwrap_or_default(),
         organizations: subject.iter_organization().map(text).collect::<Result<_, _>>()?,

@@ -68,7 +68,11 @@ impl Tree {
     pub fn open(folder: &Path, now: Timestamp) -> Result<Self, PkiError> {
         let authority = |name: &str, common_name: &str| {
             let (certificate, key) = (folder.join(format!("{name}.crt")), folder.join(format!("{name}.key")));
-            CertificateAuthority::load_or_generate(&certificate, &key, common_name, now)
+            let authority = CertificateAuthority::load_or_generate(&certificate, &key, common_name, now);
+            let remedy = |source| PkiError::Authority { path: certificate.clone(), source };
+            let authority = authority.map_err(with_remedy(remedy))?;
+            check_time(authority.certificate_pem(), &certificate, now)?;
+            Ok::<_, PkiError>(authority)
         };
         Ok(Self {
             cluster: authority("ca", "kubernetes")?,
@@ -129,14 +133,66 @@ impl Tree {
         let (certificate, key) = self.paths(name);
         if let (Some(certificate_pem), Some(key_pem)) = (files::read(&certificate)?, files::read(&key)?) {
             let pair = CertifiedKey { certificate_pem, key_pem };
-            if is_kept(&pair, &certificate, &key, authority, leaf, now)? {
+            let kept = is_kept(&pair, &certificate, &key, authority, leaf, now);
+            let remedy = |source| PkiError::Leaf { path: certificate.clone(), source };
+            if kept.map_err(with_remedy(remedy))? {
                 return Ok(pair);
             }
         }
+        if !authority.can_sign() {
+            return Err(PkiError::ExternalAuthority { leaf: certificate, authority: self.file_of(authority) });
+        }
+        self.issue(name, authority, leaf, now)
+    }
+
+    /// The certificate last: whoever watches for it finds its key.
+    fn issue(
+        &self,
+        name: &str,
+        authority: &CertificateAuthority,
+        leaf: &Leaf,
+        now: Timestamp,
+    ) -> Result<CertifiedKey, PkiError> {
+        let (certificate, key) = self.paths(name);
         let pair = authority.issue(leaf, now)?;
         files::write(&key, pair.key_pem.as_bytes(), files::PRIVATE)?;
         files::write(&certificate, pair.certificate_pem.as_bytes(), files::PUBLIC)?;
         Ok(pair)
+    }
+
+    fn authorities(&self) -> [(&'static str, &CertificateAuthority); 3] {
+        [("ca.crt", &self.cluster), ("front-proxy-ca.crt", &self.front_proxy), ("etcd/ca.crt", &self.etcd)]
+    }
+
+    fn file_of(&self, authority: &CertificateAuthority) -> &'static str {
+        let same = |other: &CertificateAuthority| other.certificate_pem() == authority.certificate_pem();
+        self.authorities().into_iter().find(|(_, other)| same(other)).map_or("ca.crt", |(file, _)| file)
+    }
+
+    /// The pair on disk, if both files are there and belong together: not so in the middle of a renewal.
+    pub fn read(&self, name: &str) -> Result<Option<CertifiedKey>, PkiError> {
+        let (certificate, key) = self.paths(name);
+        let (Some(certificate_pem), Some(key_pem)) = (files::read(&certificate)?, files::read(&key)?) else {
+            return Ok(None);
+        };
+        let what = certificate.display().to_string();
+        let chain = authority::certificates(&certificate_pem, &what)?;
+        let belongs = key_belongs(&parse(&chain[0], &what)?, &key_pem);
+        Ok(belongs.then_some(CertifiedKey { certificate_pem, key_pem }))
+    }
+
+    /// Makes a leaf anew, with the names and usages it has, whatever time it has left.
+    pub fn rotate(&self, name: &str, now: Timestamp) -> Result<CertifiedKey, PkiError> {
+        let (certificate, _) = self.paths(name);
+        let pem = files::read(&certificate)?.ok_or_else(|| PkiError::Missing { path: certificate.clone() })?;
+        let what = certificate.display().to_string();
+        let chain = authority::certificates(&pem, &what)?;
+        let leaf = leaf_of(&parse(&chain[0], &what)?, &what)?;
+        let mut ours = self.authorities().into_iter().map(|(_, authority)| authority);
+        let authority = ours
+            .find(|authority| authority.can_sign() && is_signed_by(&pem, authority.certificate_pem()))
+            .ok_or(PkiError::NotOurs { path: certificate })?;
+        self.issue(name, authority, &leaf, now)
     }
 
     /// Where the certificate and the key of `name` are.
@@ -149,8 +205,17 @@ impl Tree {
     }
 }
 
+/// Says what to do about a file that cannot be read as what it is to be.
+fn with_remedy(remedy: impl FnOnce(Box<PkiError>) -> PkiError) -> impl FnOnce(PkiError) -> PkiError {
+    move |error| match error {
+        PkiError::Certificate { .. } | PkiError::Key { .. } | PkiError::Mismatch { .. } => remedy(Box::new(error)),
+        other => other,
+    }
+}
+
 /// Whether a leaf on disk serves on. A pair of ours that does not match is what a crash between two
-/// writes leaves, and is made again; one of an administrator is an error.
+/// writes leaves, and is made again; one of an administrator is an error. So is one that has expired and cannot be
+/// made again here.
 fn is_kept(
     pair: &CertifiedKey,
     certificate: &Path,
@@ -162,16 +227,63 @@ fn is_kept(
     let what = certificate.display().to_string();
     let chain = authority::certificates(&pair.certificate_pem, &what)?;
     let parsed = parse(&chain[0], &what)?;
-    let issuers = authority::certificates(authority.certificate_pem(), "certificate authority")?;
-    let issuer = parse(&issuers[0], "certificate authority")?;
-    let is_ours = parsed.verify_signature(Some(issuer.public_key())).is_ok();
+    let is_ours = authority.can_sign() && is_signed_by(&pair.certificate_pem, authority.certificate_pem());
     let belongs = key_belongs(&parsed, &pair.key_pem);
     match (is_ours, belongs) {
         (true, true) => Ok(!expires_soon(&parsed, now) && has_names(&parsed, leaf)),
         (true, false) => Ok(false),
-        (false, true) => Ok(true),
+        (false, true) => check_time(&pair.certificate_pem, certificate, now).map(|()| true),
         (false, false) => Err(PkiError::Mismatch { certificate: certificate.to_owned(), key: key.to_owned() }),
     }
+}
+
+/// A certificate that is used as it is must be valid now.
+fn check_time(pem: &str, path: &Path, now: Timestamp) -> Result<(), PkiError> {
+    let what = path.display().to_string();
+    let chain = authority::certificates(pem, &what)?;
+    let parsed = parse(&chain[0], &what)?;
+    let time = |seconds: i64| Timestamp::from_second(seconds).unwrap_or(now);
+    let (from, until) = (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
+    if now.as_second() > until {
+        return Err(PkiError::Expired { path: path.to_owned(), at: time(until) });
+    }
+    if now.as_second() < from {
+        let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
+        return Err(PkiError::NotYetValid { path: path.to_owned(), from: time(from), now });
+    }
+    Ok(())
+}
+
+/// Whether the certificate at `path` is valid now. One that is not there has nothing to say.
+pub fn check_time_of(path: &Path, now: Timestamp) -> Result<(), PkiError> {
+    files::read(path)?.map_or(Ok(()), |pem| check_time(&pem, path, now))
+}
+
+/// What a certificate says, to be said again.
+fn leaf_of(certificate: &X509Certificate<'_>, what: &str) -> Result<Leaf, PkiError> {
+    let subject = crate::subject::subject_of(certificate, what)?;
+    let usage = certificate.extended_key_usage().ok().flatten();
+    let mut leaf = Leaf {
+        organizations: subject.organizations,
+        server: usage.as_ref().is_some_and(|usage| usage.value.server_auth),
+        client: usage.as_ref().is_some_and(|usage| usage.value.client_auth),
+        ..Leaf::client(&subject.common_name, &[])
+    };
+    if let Ok(Some(names)) = certificate.subject_alternative_name() {
+        for name in &names.value.general_names {
+            match name {
+                GeneralName::DNSName(name) => leaf.dns_names.push((*name).to_owned()),
+                GeneralName::IPAddress(bytes) => leaf.ip_addresses.extend(address(bytes)),
+                _ => {}
+            }
+        }
+    }
+    Ok(leaf)
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let ipv4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    ipv4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
 fn parse<'a>(der: &'a [u8], what: &str) -> Result<X509Certificate<'a>, PkiError> {
@@ -201,11 +313,7 @@ fn has_names(certificate: &X509Certificate<'_>, leaf: &Leaf) -> bool {
     let has_dns =
         |wanted: &String| names.iter().any(|name| matches!(name, GeneralName::DNSName(have) if have == wanted));
     let has_ip = |wanted: &IpAddr| {
-        let octets = match wanted {
-            IpAddr::V4(address) => address.octets().to_vec(),
-            IpAddr::V6(address) => address.octets().to_vec(),
-        };
-        names.iter().any(|name| matches!(name, GeneralName::IPAddress(have) if *have == octets))
+        names.iter().any(|name| matches!(name, GeneralName::IPAddress(have) if address(have) == Some(*wanted)))
     };
     leaf.dns_names.iter().all(has_dns) && leaf.ip_addresses.iter().all(has_ip)
 }
@@ -225,11 +333,23 @@ pub fn is_signed_by(chain_pem: &str, authority_pem: &str) -> bool {
     leaf.verify_signature(Some(issuer.public_key())).is_ok()
 }
 
-/// When the first certificate of a PEM text expires; `None` if there is none that can be read.
-pub fn not_after(pem: &[u8]) -> Option<Timestamp> {
+/// When the first certificate of a PEM text begins and ends to be valid; `None` if there is none that can be read.
+pub fn validity(pem: &[u8]) -> Option<(Timestamp, Timestamp)> {
     let chain = authority::certificates(std::str::from_utf8(pem).ok()?, "certificate").ok()?;
     let parsed = parse(chain.first()?, "certificate").ok()?;
-    Timestamp::from_second(parsed.validity().not_after.timestamp()).ok()
+    let time = |seconds: i64| Timestamp::from_second(seconds).ok();
+    Some((time(parsed.validity().not_before.timestamp())?, time(parsed.validity().not_after.timestamp())?))
+}
+
+/// When the first certificate of a PEM text expires; `None` if there is none that can be read.
+pub fn not_after(pem: &[u8]) -> Option<Timestamp> {
+    validity(pem).map(|(_, until)| until)
+}
+
+/// When a leaf is to be made anew; `None` if it cannot be read.
+pub fn renewal(pem: &[u8]) -> Option<Timestamp> {
+    let (from, until) = validity(pem)?;
+    until.checked_sub(until.duration_since(from) / i32::try_from(RENEW_SHARE).ok()?).ok()
 }
 
 /// What `rkube certificate check` shows of one file.
@@ -241,13 +361,14 @@ pub struct Inspection {
     pub is_authority: bool,
     /// Until expiry; zero when past.
     pub left: Duration,
+    /// Less is left than a leaf of ours is renewed at.
+    pub is_due: bool,
 }
 
 /// Reads the first certificate of a PEM file.
 pub fn inspect(path: &Path, now: Timestamp) -> Result<Inspection, PkiError> {
     let what = path.display().to_string();
-    let missing = || PkiError::Certificate { what: what.clone(), detail: "there is no such file".to_owned() };
-    let pem = files::read(path)?.ok_or_else(missing)?;
+    let pem = files::read(path)?.ok_or_else(|| PkiError::Missing { path: path.to_owned() })?;
     let chain = authority::certificates(&pem, &what)?;
     let parsed = parse(&chain[0], &what)?;
     let until = parsed.validity().not_after.timestamp();
@@ -259,6 +380,7 @@ pub fn inspect(path: &Path, now: Timestamp) -> Result<Inspection, PkiError> {
         not_after,
         is_authority: parsed.is_ca(),
         left: Duration::from_secs(u64::try_from(until - now.as_second()).unwrap_or(0)),
+        is_due: expires_soon(&parsed, now),
     })
 }
 
@@ -347,9 +469,80 @@ mod tests {
         std::fs::remove_file(folder.path().join("apiserver.crt")).unwrap();
         start(folder.path(), &names(), now());
         assert_eq!(std::fs::read_to_string(folder.path().join("ca.key")).unwrap(), key);
+    }
+
+    #[test]
+    fn an_authority_without_its_key_makes_nothing_and_says_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let pair = start(folder.path(), &names(), now());
         std::fs::remove_file(folder.path().join("ca.key")).unwrap();
-        let error = Tree::open(folder.path(), now()).unwrap_err().to_string();
-        assert!(error.contains("ca.key is not a usable private key: it is missing"), "{error}");
+        let first = contents(folder.path());
+        // What it signed elsewhere is used as it is, until it expires.
+        let mut moved = names();
+        moved.add("192.0.2.7");
+        assert_eq!(start(folder.path(), &moved, now()).certificate_pem, pair.certificate_pem);
+        assert_eq!(contents(folder.path()), first);
+        let tree = Tree::open(folder.path(), now()).unwrap();
+        assert!(!tree.cluster.can_sign());
+        let error = |result: Result<CertifiedKey, PkiError>| {
+            result.unwrap_err().to_string().replace(&folder.path().display().to_string(), "D")
+        };
+        assert_eq!(
+            error(tree.client("client-new", "someone", &[], now())),
+            "D/client-new.crt cannot be made, because the key of its authority is not here: put the key beside ca.crt, \
+             or a certificate and key that this authority signed at D/client-new.crt"
+        );
+        assert_eq!(
+            error(tree.serving(&names(), now() + Duration::from_secs(366 * 24 * 3600))),
+            "D/apiserver.crt expired on 2027-01-01T00:00:00Z: replace it and its key, or remove both to have new ones made"
+        );
+        assert_eq!(
+            error(tree.rotate("apiserver", now())),
+            "D/apiserver.crt was signed by an authority whose key is not here; whoever made it must renew it"
+        );
+        assert_eq!(contents(folder.path()), first);
+    }
+
+    #[test]
+    fn a_clock_that_is_wrong_is_told_from_a_certificate_that_is() {
+        let folder = tempfile::tempdir().unwrap();
+        start(folder.path(), &names(), now());
+        let first = contents(folder.path());
+        let at = |time: &str| {
+            let error = Tree::open(folder.path(), time.parse().unwrap()).unwrap_err().to_string();
+            error.replace(&folder.path().display().to_string(), "D")
+        };
+        assert_eq!(
+            at("2020-01-01T00:00:00Z"),
+            "D/ca.crt is not valid before 2025-12-31T23:55:00Z and the clock says 2020-01-01T00:00:00Z: set the clock"
+        );
+        assert_eq!(
+            at("2040-01-01T00:00:00Z"),
+            "D/ca.crt expired on 2035-12-30T00:00:00Z: replace it and its key, or remove both to have new ones made"
+        );
+        assert_eq!(contents(folder.path()), first);
+    }
+
+    #[test]
+    fn a_rotated_leaf_says_what_the_old_one_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let old = start(folder.path(), &names(), now());
+        let tree = Tree::open(folder.path(), now()).unwrap();
+        let later = now() + Duration::from_secs(24 * 3600);
+        let new = tree.rotate("apiserver", later).unwrap();
+        assert_ne!((&old.certificate_pem, &old.key_pem), (&new.certificate_pem, &new.key_pem));
+        assert_eq!(tree.serving(&names(), later).unwrap().certificate_pem, new.certificate_pem);
+        assert_eq!(tree.read("apiserver").unwrap().unwrap().key_pem, new.key_pem);
+        let client = tree.client("client-admin", "kubernetes-admin", &["a", "b"], now()).unwrap();
+        let told = |pair: &CertifiedKey| {
+            let chain = pair.chain().unwrap();
+            let subject = crate::subject(&chain[0]).unwrap();
+            (subject.common_name, subject.organizations)
+        };
+        assert_eq!(told(&tree.rotate("client-admin", later).unwrap()), told(&client));
+        tree.front_proxy_client(now()).unwrap();
+        let front = tree.rotate("front-proxy-client", later).unwrap();
+        assert!(is_signed_by(&front.certificate_pem, tree.front_proxy.certificate_pem()));
     }
 
     #[test]

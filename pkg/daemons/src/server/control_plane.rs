@@ -1,6 +1,8 @@
 //! Opens everything a control plane consists of and lists what runs.
 
+use std::fs::{File, TryLockError};
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,9 +32,8 @@ use rkube_controllers::{AsAccount, ControllerConfig, kubernetes_service};
 use rkube_http::listener::Listener;
 use rkube_http::tls::{self, ClientVerifier, TlsError};
 use rkube_pki::join_token::{self, Credential, JoinToken};
-use rkube_pki::service_account::ServiceAccountKeys;
-use rkube_pki::tree::{Names, Tree};
-use rkube_pki::{CertificateAuthority, CertifiedKey, PkiError, authority, files, kubeconfig};
+use rkube_pki::tree::Tree;
+use rkube_pki::{PkiError, authority, files};
 use rkube_registry::registry::RegistryError;
 use rkube_registry::{Registry, UserInfo};
 use rkube_scheduler::SchedulerConfig;
@@ -41,6 +42,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, info_span};
 
+use super::certificates::{Certificates, CertificatesError};
 use super::datastore::{self, DatastoreError};
 use super::managers::{self, Leadership};
 use super::{manifests, role, seed};
@@ -58,6 +60,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Why a control plane could not be opened. Nothing runs then.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenError {
+    #[error(transparent)]
+    Certificates(#[from] CertificatesError),
     #[error(transparent)]
     Pki(#[from] PkiError),
     #[error(transparent)]
@@ -96,7 +100,9 @@ pub(crate) enum OpenError {
         #[source]
         source: rkube_scheduler::ConfigError,
     },
-    #[error("creating {path}")]
+    #[error("{data_dir} is in use by another rkube server: stop it, or give this one its own --data-dir")]
+    InUse { data_dir: PathBuf },
+    #[error("creating {path}, as --data-dir must be where this user may write")]
     Folder {
         path: PathBuf,
         #[source]
@@ -105,6 +111,8 @@ pub(crate) enum OpenError {
 }
 
 pub(crate) struct ControlPlane {
+    /// Held until the datastore is closed.
+    lock: File,
     config: ServerConfig,
     scheduler: SchedulerConfig,
     clock: SharedClock,
@@ -115,11 +123,7 @@ pub(crate) struct ControlPlane {
     listener: Listener,
     service_ip: IpAddr,
     advertise: IpAddr,
-    service_accounts: ServiceAccountKeys,
-    /// The cluster's authority: signs kubelets' certificates, and pods verify the server with it.
-    signing: CertificateAuthority,
-    /// What the own node's kubelet serves with.
-    kubelet_serving: Option<CertifiedKey>,
+    certificates: Arc<Certificates>,
     join_token: JoinToken,
     stop: CancellationToken,
 }
@@ -132,6 +136,7 @@ impl ControlPlane {
         let random: SharedRandom = Arc::new(SystemRandom);
         let stop = CancellationToken::new();
         files::create_folder(&paths.server()).map_err(|source| OpenError::Folder { path: paths.server(), source })?;
+        let lock = lock(&config.data_dir, &paths)?;
 
         let service_ip =
             config.service_cidr.nth(1).ok_or_else(|| OpenError::ServiceCidr(config.service_cidr.to_string()))?;
@@ -139,31 +144,15 @@ impl ControlPlane {
             Some(address) => address,
             None => address::of_default_route().map_err(OpenError::Address)?,
         };
-        let tree = Tree::open(&paths.tls(), now)?;
-        let mut names = Names::api_server(&config.cluster_domain, &address::host_name(), service_ip);
-        names.add(&advertise.to_string());
-        config.tls_sans.iter().for_each(|name| names.add(name));
-        let serving = tree.serving(&names, now)?;
-        write_kubeconfigs(&config, &paths, &tree, advertise, &clock)?;
-
+        let certificates = Certificates::open(&config, service_ip, advertise, now)?;
+        info!(folder = %paths.tls().display(), "Loaded the certificates");
+        let tree = &certificates.tree;
         let join_token = join_token(&config, &paths, tree.cluster.certificate_pem())?;
-        let kubelet_serving = match &config.agent {
-            Some(agent) => {
-                let names = node::names(&agent.node_name, agent.node_ip.unwrap_or(advertise));
-                let user = format!("system:node:{}", agent.node_name);
-                Some(tree.server("kubelet", &user, &names, now)?)
-            }
-            None => None,
-        };
 
         // The port before the datastore: a second server is told before it touches anything.
         let address = SocketAddr::new(config.bind_address, config.https_listen_port);
         let socket = TcpListener::bind(address).await.map_err(|source| OpenError::Listen { address, source })?;
-        let authorities = authority::certificates(tree.cluster.certificate_pem(), "cluster CA")?;
-        let roots = tls::roots(&authorities)?;
-        let server_tls = tls::server_config(serving.chain()?, serving.key()?, &roots)?;
-        let server_tls = Arc::new(ArcSwap::from_pointee(server_tls));
-        let listener = Listener::new("kube-apiserver", socket, Some(server_tls), clock.clone());
+        let listener = Listener::new("kube-apiserver", socket, Some(Arc::clone(&certificates.serving)), clock.clone());
 
         let storage = datastore::open(&config.datastore, &paths.db(), &clock).await?;
         let network = config.service_cidr.to_string();
@@ -184,15 +173,13 @@ impl ControlPlane {
             Arc::new(authorizer),
         ]));
 
-        let kubelet_client = tree.kubelet_client(now)?;
-        let kubelet_tls = tls::client_config(roots.clone(), Some((kubelet_client.chain()?, kubelet_client.key()?)))?;
         let cluster_tls = tls::unverified_client_config()?;
         let nodes = RegistryNodes::new(
             Arc::clone(&registry),
-            Arc::new(ArcSwap::from_pointee(kubelet_tls)),
+            Arc::clone(&certificates.kubelet_client),
             Arc::new(ArcSwap::from_pointee(cluster_tls)),
         );
-        let verifier = ClientVerifier::new(roots)?;
+        let verifier = ClientVerifier::new(certificates.roots.clone())?;
         let api = ApiServer::new(Config {
             registry: Arc::clone(&registry),
             clock: clock.clone(),
@@ -222,11 +209,12 @@ impl ControlPlane {
             metrics: component_metrics(),
             checks: Vec::new(),
             advertise_address: SocketAddr::new(advertise, config.https_listen_port).to_string(),
-            extensions: Extensions { openid: Some(openid(&config, &tree)), ..Extensions::default() },
+            extensions: Extensions { openid: Some(openid(&config, tree)), ..Extensions::default() },
             request_timeout: REQUEST_TIMEOUT,
         });
-        let (signing, service_accounts) = (tree.cluster.clone(), tree.service_accounts.clone());
+        info!(datastore = datastore::name(&config.datastore), "Opened the datastore");
         Ok(Self {
+            lock,
             config,
             scheduler,
             clock,
@@ -237,9 +225,7 @@ impl ControlPlane {
             listener,
             service_ip,
             advertise,
-            service_accounts,
-            signing,
-            kubelet_serving,
+            certificates,
             join_token,
             stop,
         })
@@ -248,6 +234,7 @@ impl ControlPlane {
     /// Everything that runs, in the order it starts.
     pub(crate) fn components(self) -> Result<Vec<Box<dyn Component>>, OpenError> {
         let Self {
+            lock,
             config,
             scheduler: scheduler_config,
             clock,
@@ -258,13 +245,11 @@ impl ControlPlane {
             listener,
             service_ip,
             advertise,
-            service_accounts,
-            signing,
-            kubelet_serving,
+            certificates,
             join_token,
             stop,
         } = self;
-        let root_ca = signing.certificate_pem().to_owned();
+        let root_ca = certificates.tree.cluster.certificate_pem().to_owned();
         let cluster = ClusterFacts {
             dns: config.cluster_dns,
             domain: config.cluster_domain.clone(),
@@ -278,9 +263,9 @@ impl ControlPlane {
             shares_datastore: config.datastore != Datastore::Embedded,
         };
         let settings = ControllerConfig {
-            service_account_keys: Some(service_accounts),
+            service_account_keys: Some(certificates.tree.service_accounts.clone()),
             api_server: Some(api_server.clone()),
-            ..managers::controller_config(&config, signing)
+            ..managers::controller_config(&config, &certificates.tree.cluster)
         };
         let leadership = Leadership::new(&config, advertise);
         let manager = client_as(&api, named("system:kube-controller-manager", &[]), &clock, &random);
@@ -291,7 +276,7 @@ impl ControlPlane {
                 let name = format!("system:node:{}", agent.node_name);
                 let folder = Paths::new(&config.data_dir).agent();
                 let client = client_as(&api, named(&name, &["system:nodes"]), &clock, &random);
-                let trust = Trust { authority: root_ca.clone(), serving: kubelet_serving };
+                let trust = Trust { authority: root_ca.clone(), serving: certificates.kubelet_serving.clone() };
                 node::components(agent, folder, &cluster, &client, &clock, trust, &["kube-apiserver"])?
             }
             None => Vec::new(),
@@ -327,7 +312,7 @@ impl ControlPlane {
             let context = managers::controller_context(&seeder, "kube-apiserver", Arc::new(settings), &beside);
             let own = rkube_controllers::run(rkube_controllers::server_descriptors(), context, || ());
             let own = task::spawn(info_span!("controllers", component = "kube-apiserver"), own);
-            info!("Serving the Kubernetes API");
+            info!(url = seed.server, "Serving the Kubernetes API");
             ready.ready();
             tokio::select! {
                 () = &mut serving => {}
@@ -343,9 +328,11 @@ impl ControlPlane {
             stop.cancel();
             registry.shutdown();
             drop(registry);
-            Ok(storage.close().await?)
+            let closed = storage.close().await;
+            drop(lock);
+            Ok(closed?)
         });
-        let mut all = vec![server, controllers, scheduler, addons];
+        let mut all = vec![certificates.component(clock), server, controllers, scheduler, addons];
         all.extend(role);
         all.extend(node);
         Ok(all)
@@ -390,6 +377,18 @@ fn client_as(api: &ApiServer, user: UserInfo, clock: &SharedClock, random: &Shar
     Client::new(api.transport_as(user), clock.clone(), Arc::clone(random)).with_user_agent(&agent)
 }
 
+/// Holds the data directory for this process: a second server is told before it changes anything.
+fn lock(data_dir: &Path, paths: &Paths) -> Result<File, OpenError> {
+    let path = paths.server().join("lock");
+    let open = || File::options().write(true).create(true).truncate(false).mode(files::PRIVATE).open(&path);
+    let file = open().map_err(|source| OpenError::Folder { path: path.clone(), source })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { data_dir: data_dir.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(OpenError::Folder { path, source }),
+    }
+}
+
 /// The token others join with: given, kept from an earlier start, or made now.
 fn join_token(config: &ServerConfig, paths: &Paths, authority: &str) -> Result<JoinToken, PkiError> {
     let ca_hash = authority::certificates(authority, "cluster CA")?.first().map(|der| join_token::ca_hash(der));
@@ -402,7 +401,10 @@ fn join_token(config: &ServerConfig, paths: &Paths, authority: &str) -> Result<J
         (None, None) => join_token::generate_shared("node")?,
     };
     let token = JoinToken { ca_hash, credential };
-    files::write(&paths.token(), format!("{}\n", token.reveal()).as_bytes(), files::PRIVATE)?;
+    let text = format!("{}\n", token.reveal());
+    if files::read(&paths.token())?.as_deref() != Some(text.as_str()) {
+        files::write(&paths.token(), text.as_bytes(), files::PRIVATE)?;
+    }
     Ok(token)
 }
 
@@ -432,45 +434,4 @@ fn joiner() -> UserInfo {
 /// Who a token without audience is for: this server, by the names it has always had.
 fn audiences(config: &ServerConfig) -> Vec<String> {
     vec![issuer(config), "rkube".to_owned()]
-}
-
-/// The administrator's kubeconfig, and those of the components an administrator may want to run apart.
-fn write_kubeconfigs(
-    config: &ServerConfig,
-    paths: &Paths,
-    tree: &Tree,
-    advertise: IpAddr,
-    clock: &SharedClock,
-) -> Result<(), PkiError> {
-    let now = clock.now();
-    let local = SocketAddr::new(IpAddr::from([127, 0, 0, 1]), config.https_listen_port);
-    let reached = if config.bind_address.is_unspecified() || config.bind_address.is_loopback() {
-        local
-    } else {
-        SocketAddr::new(advertise, config.https_listen_port)
-    };
-    let server = format!("https://{reached}");
-    let write = |path: &Path, mode: u32, user: &str, common_name: &str, groups: &[&str]| {
-        let pair = tree.client(&format!("client-{user}"), common_name, groups, now)?;
-        let text = kubeconfig::render(
-            "rkube",
-            &server,
-            tree.cluster.certificate_pem(),
-            user,
-            &kubeconfig::User::Certificate(pair),
-        );
-        if files::read(path)?.as_deref() == Some(text.as_str()) {
-            return Ok(());
-        }
-        files::write(path, text.as_bytes(), mode)
-    };
-    write(&config.write_kubeconfig, config.write_kubeconfig_mode, "admin", "kubernetes-admin", &[MASTERS])?;
-    for (file, user) in [
-        ("controller-manager.kubeconfig", "system:kube-controller-manager"),
-        ("scheduler.kubeconfig", "system:kube-scheduler"),
-    ] {
-        let short = user.trim_start_matches("system:kube-");
-        write(&paths.credentials().join(file), files::PRIVATE, short, user, &[])?;
-    }
-    Ok(())
 }

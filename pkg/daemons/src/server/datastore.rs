@@ -32,6 +32,14 @@ pub(crate) enum DatastoreError {
     },
 }
 
+/// What it is, for a person.
+pub(crate) fn name(datastore: &Datastore) -> String {
+    match datastore {
+        Datastore::Embedded => "embedded".to_owned(),
+        Datastore::Etcd { endpoints, .. } => format!("etcd at {}", endpoints.join(",")),
+    }
+}
+
 pub(crate) async fn open(
     datastore: &Datastore,
     folder: &Path,

@@ -126,15 +126,15 @@ fn enabled_controllers(disable: &[String]) -> BTreeSet<String> {
     off.into_iter().chain(on).map(str::to_owned).collect()
 }
 
-pub(super) fn controller_config(config: &ServerConfig, signing: CertificateAuthority) -> ControllerConfig {
+pub(super) fn controller_config(config: &ServerConfig, authority: &CertificateAuthority) -> ControllerConfig {
     let network = |cidr: &Cidr| cidr.to_string().parse().ok();
     ControllerConfig {
         controllers: enabled_controllers(&config.disable),
         cluster_cidrs: network(&config.cluster_cidr).into_iter().collect(),
         service_cidrs: network(&config.service_cidr).into_iter().collect(),
         api_server_port: Some(config.https_listen_port),
-        root_ca: signing.certificate_pem().to_owned(),
-        signing_authority: Some(signing),
+        root_ca: authority.certificate_pem().to_owned(),
+        signing_authority: Some(authority.clone()).filter(CertificateAuthority::can_sign),
         ..ControllerConfig::default()
     }
 }
