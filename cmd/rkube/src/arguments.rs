@@ -89,6 +89,7 @@ fn argument(setting: &'static Setting) -> Arg {
             argument.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("true|false")
         }
         Form::List => argument.action(ArgAction::Append).value_name("LIST"),
+        Form::Repeated => argument.action(ArgAction::Append).value_name("TEXT"),
         form => argument.value_name(value_name(form)),
     }
 }
@@ -103,7 +104,7 @@ fn value_name(form: Form) -> &'static str {
         Form::Cidr => "CIDR",
         Form::Mode => "MODE",
         Form::Choice(_) => "CHOICE",
-        Form::List | Form::Switch => "",
+        Form::List | Form::Repeated | Form::Switch => "",
     }
 }
 

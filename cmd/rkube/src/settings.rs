@@ -3,7 +3,7 @@
 //! A row is a flag `--some-flag`, a key `some-flag` in the configuration file and an environment
 //! variable `RKUBE_SOME_FLAG`. Parsing, help, checking and the configuration reference read it.
 
-use Form::{Address, Choice, Cidr, List, Mode, Path, Port, PortRange, Switch, Text};
+use Form::{Address, Choice, Cidr, List, Mode, Path, Port, PortRange, Repeated, Switch, Text};
 use Roles::{Agent, Both, Server};
 
 /// One setting.
@@ -41,6 +41,8 @@ pub(crate) enum Form {
     Text,
     /// Given several times or comma-separated.
     List,
+    /// Given several times; a value keeps its commas.
+    Repeated,
     /// Present, or `true`/`false`.
     Switch,
     Path,
@@ -193,7 +195,7 @@ pub(crate) static SETTINGS: &[Setting] = &[
          `<data-dir>/agent/etc/containerd/certs.d`",
     )
     .default("/etc/rkube/registries.yaml"),
-    setting("kubelet-arg", Both, List, NODE, "Settings of the kubelet by its upstream flag names, as name=value"),
+    setting("kubelet-arg", Both, Repeated, NODE, "Settings of the kubelet by its upstream flag names, as name=value"),
     setting("cgroup-root", Both, Path, NODE, "Cgroup that pods are made under").default("/"),
     setting("cni-bin-dir", Both, Path, NODE, "Folder the container runtime finds CNI plugins in")
         .default("/opt/cni/bin"),

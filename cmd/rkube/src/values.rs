@@ -221,7 +221,7 @@ fn texts(setting: &'static Setting, value: Value, origin: &str) -> Result<Vec<St
             number.as_u64().map(|mode| vec![format!("{mode:04o}")]).ok_or_else(malformed)
         }
         Value::Number(number) => Ok(vec![number.to_string()]),
-        Value::Array(items) if setting.form == Form::List => items
+        Value::Array(items) if matches!(setting.form, Form::List | Form::Repeated) => items
             .into_iter()
             .map(|item| match item {
                 Value::String(text) => Ok(text),
@@ -243,7 +243,7 @@ fn split(setting: &Setting, text: &str) -> Vec<String> {
 fn expected(form: Form) -> String {
     match form {
         Form::Text => "text".to_owned(),
-        Form::List => "a list of texts".to_owned(),
+        Form::List | Form::Repeated => "a list of texts".to_owned(),
         Form::Switch => "true or false".to_owned(),
         Form::Path => "a path".to_owned(),
         Form::Port => "a port between 1 and 65535".to_owned(),
@@ -257,7 +257,7 @@ fn expected(form: Form) -> String {
 
 fn check(setting: &'static Setting, text: &str, origin: &str) -> Result<(), SettingsError> {
     let is_fine = match setting.form {
-        Form::Text | Form::List => !text.is_empty(),
+        Form::Text | Form::List | Form::Repeated => !text.is_empty(),
         Form::Path => !text.is_empty() && !text.contains('\0'),
         Form::Switch => text == "true" || text == "false",
         Form::Port => text.parse::<u16>().is_ok_and(|port| port > 0),

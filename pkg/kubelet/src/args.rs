@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rkube_apimachinery::quantity::Quantity;
 
+use crate::cm::CgroupDriver;
 use crate::config::{KubeletConfig, Reserved};
 
 /// Why an argument is not accepted.
@@ -22,7 +23,7 @@ pub enum ArgumentError {
 type Set = fn(&mut KubeletConfig, &str) -> Result<(), String>;
 
 /// In the order they are applied: a grace period belongs to thresholds that are there already.
-const ARGUMENTS: [(&str, Set); 17] = [
+const ARGUMENTS: [(&str, Set); 18] = [
     ("eviction-hard", |config, value| text(config.eviction.set_hard(value))),
     ("eviction-soft", |config, value| text(config.eviction.set_soft(value))),
     ("eviction-soft-grace-period", |config, value| text(config.eviction.set_soft_grace(value))),
@@ -31,6 +32,11 @@ const ARGUMENTS: [(&str, Set); 17] = [
     ("eviction-pressure-transition-period", |config, value| put(&mut config.eviction.transition, duration(value)?)),
     ("kube-reserved", |config, value| reserve(&mut config.reserved, value)),
     ("system-reserved", |config, value| reserve(&mut config.reserved, value)),
+    ("cgroup-driver", |config, value| match value {
+        "cgroupfs" => put(&mut config.cgroup_driver, CgroupDriver::Cgroupfs),
+        "systemd" => put(&mut config.cgroup_driver, CgroupDriver::Systemd),
+        _ => Err("it is neither cgroupfs nor systemd".to_owned()),
+    }),
     ("max-pods", |config, value| put(&mut config.pods_max, number(value)?)),
     ("pod-max-pids", |config, value| {
         // -1 is upstream's word for no limit.

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use rkube_api::k8s::core::v1::Taint;
 
+use crate::cm::CgroupDriver;
+
 /// Upstream's default.
 pub const PODS_MAX: u32 = 110;
 pub const PORT: u16 = 10250;
@@ -47,6 +49,8 @@ pub struct KubeletConfig {
     pub pod_pids_max: Option<i64>,
     /// Where `kubepods` is made: `/`, or another place when several kubelets share a machine.
     pub cgroup_root: String,
+    /// For runtimes that do not say.
+    pub cgroup_driver: CgroupDriver,
     /// `/sys/fs/cgroup`
     pub cgroup_mount: PathBuf,
     pub reserved: Reserved,
@@ -89,6 +93,7 @@ impl KubeletConfig {
             pods_max: PODS_MAX,
             pod_pids_max: None,
             cgroup_root: "/".to_owned(),
+            cgroup_driver: CgroupDriver::Cgroupfs,
             cgroup_mount: "/sys/fs/cgroup".into(),
             reserved: Reserved::default(),
             version: version.to_owned(),

@@ -6,12 +6,13 @@
 //!   /burstable/pod<uid>
 //!   /besteffort/pod<uid>
 //! ```
-//! With the systemd driver the names are slices (`kubepods-burstable-pod<uid>.slice`), which systemd makes
-//! when the runtime starts a container in them; limits of a whole pod are not set then.
+//! With the systemd driver the names are slices (`kubepods-burstable-pod<uid>.slice` below those of its class),
+//! which systemd makes when the runtime starts a container in them; limits of a whole pod are not set then.
 //! Behaves as pkg/kubelet/cm/{cgroup_manager,pod_container_manager,qos_container_manager}_linux.go, v1.36.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use rkube_api::k8s::core::v1::Pod;
 
@@ -49,7 +50,7 @@ const V1_HIERARCHIES: [&str; 14] = [
     "systemd",
     "unified",
 ];
-const V2_CONTROLLERS: &str = "+cpu +memory +pids";
+const V2_CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "memory", "pids", "hugetlb", "io"];
 
 /// Limits of one cgroup; `None` leaves the kernel's default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,17 +83,26 @@ pub struct Cgroups {
     /// `/sys/fs/cgroup`
     mount: PathBuf,
     pub version: CgroupVersion,
-    pub driver: CgroupDriver,
+    driver: Arc<OnceLock<CgroupDriver>>,
     /// Where `kubepods` is: `/` by default.
     parent: String,
     pub pids_max: Option<i64>,
 }
 
 impl Cgroups {
-    pub fn new(mount: &Path, driver: CgroupDriver, parent: &str, pids_max: Option<i64>) -> Self {
+    pub fn new(mount: &Path, parent: &str, pids_max: Option<i64>) -> Self {
         let version = if mount.join("cgroup.controllers").exists() { CgroupVersion::V2 } else { CgroupVersion::V1 };
         let parent = parent.trim_end_matches('/').to_owned();
-        Self { mount: mount.to_owned(), version, driver, parent, pids_max }
+        Self { mount: mount.to_owned(), version, driver: Arc::default(), parent, pids_max }
+    }
+
+    /// What the runtime says, before anything is made. The first word counts: names depend on it.
+    pub fn set_driver(&self, driver: CgroupDriver) {
+        let _ = self.driver.set(driver);
+    }
+
+    fn driver(&self) -> CgroupDriver {
+        self.driver.get().copied().unwrap_or(CgroupDriver::Cgroupfs)
     }
 
     /// The parent the runtime puts a pod's sandbox in.
@@ -107,7 +117,7 @@ impl Cgroups {
             QosClass::BestEffort => Some("besteffort"),
         };
         let pod = uid.map(|uid| format!("pod{uid}"));
-        match self.driver {
+        match self.driver() {
             CgroupDriver::Cgroupfs => {
                 let parts: Vec<&str> = ["kubepods"].into_iter().chain(class).chain(pod.as_deref()).collect();
                 format!("{}/{}", self.parent, parts.join("/"))
@@ -115,21 +125,32 @@ impl Cgroups {
             CgroupDriver::Systemd => {
                 // A dash is a level of the hierarchy in a slice's name.
                 let pod = pod.map(|pod| pod.replace('-', "_"));
-                let parts: Vec<&str> = ["kubepods"].into_iter().chain(class).chain(pod.as_deref()).collect();
-                format!("{}.slice", parts.join("-"))
+                let (mut slice, mut path) = (String::new(), String::new());
+                for part in ["kubepods"].into_iter().chain(class).chain(pod.as_deref()) {
+                    slice = if slice.is_empty() { part.to_owned() } else { format!("{slice}-{part}") };
+                    path = format!("{path}/{slice}.slice");
+                }
+                path
             }
         }
     }
 
+    /// Where the runtime puts a container of a pod.
+    pub fn of_container(&self, pod: &Pod, id: &str) -> String {
+        match self.driver() {
+            CgroupDriver::Cgroupfs => format!("{}/{id}", self.parent_of(pod)),
+            // containerd's name; CRI has no way to ask.
+            CgroupDriver::Systemd => format!("{}/cri-containerd-{id}.scope", self.parent_of(pod)),
+        }
+    }
+
     /// Makes the top of the hierarchy.
-    pub fn set_up(&self, allocatable_cpu_milli: i64, allocatable_memory: Option<i64>) -> Result<(), CgroupError> {
-        if self.driver == CgroupDriver::Systemd {
+    pub fn set_up(&self, allocatable: &Limits) -> Result<(), CgroupError> {
+        if self.driver() == CgroupDriver::Systemd {
             return Ok(());
         }
         let top = format!("{}/kubepods", self.parent);
-        let limits =
-            Limits { cpu_shares: Some(shares(allocatable_cpu_milli)), memory: allocatable_memory, ..Limits::default() };
-        self.apply(&top, &limits)?;
+        self.apply(&top, allocatable)?;
         for class in [QosClass::Burstable, QosClass::BestEffort] {
             self.apply(&self.name(class, None), &Limits { cpu_shares: Some(shares(0)), ..Limits::default() })?;
         }
@@ -138,7 +159,7 @@ impl Cgroups {
 
     /// Burstable pods together weigh what they ask for together.
     pub fn set_burstable_shares<'a>(&self, pods: impl Iterator<Item = &'a Pod>) -> Result<(), CgroupError> {
-        if self.driver == CgroupDriver::Systemd {
+        if self.driver() == CgroupDriver::Systemd {
             return Ok(());
         }
         let sum: i64 = pods
@@ -151,7 +172,7 @@ impl Cgroups {
 
     /// Makes a pod's cgroup, or brings its limits up to date.
     pub fn ensure(&self, pod: &Pod) -> Result<(), CgroupError> {
-        if self.driver == CgroupDriver::Systemd {
+        if self.driver() == CgroupDriver::Systemd {
             return Ok(());
         }
         self.apply(&self.parent_of(pod), &pod_limits(pod, self.pids_max))
@@ -177,7 +198,7 @@ impl Cgroups {
                 // Controllers are handed down level by level.
                 let mut directory = self.mount.clone();
                 for part in Path::new(relative).components() {
-                    write(&directory.join("cgroup.subtree_control"), V2_CONTROLLERS)?;
+                    write(&directory.join("cgroup.subtree_control"), &delegated(&directory))?;
                     directory.push(part);
                     match std::fs::create_dir(&directory) {
                         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -196,7 +217,7 @@ impl Cgroups {
 
     /// Removes a pod's cgroups in every class: a restart may not know which it had.
     pub fn remove(&self, uid: &PodUid) -> Result<(), CgroupError> {
-        if self.driver == CgroupDriver::Systemd {
+        if self.driver() == CgroupDriver::Systemd {
             return Ok(());
         }
         for qos in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
@@ -221,7 +242,7 @@ impl Cgroups {
 
     /// UIDs of pods that have a cgroup.
     pub fn pods(&self) -> Vec<PodUid> {
-        if self.driver == CgroupDriver::Systemd {
+        if self.driver() == CgroupDriver::Systemd {
             return vec![];
         }
         let mut pods = std::collections::BTreeSet::new();
@@ -252,6 +273,14 @@ impl Cgroups {
         };
         root.join(name.trim_start_matches('/'))
     }
+}
+
+/// The controllers to hand down: of those wanted, the ones this cgroup has.
+fn delegated(directory: &Path) -> String {
+    let available = std::fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
+    let available: Vec<&str> = available.split_whitespace().collect();
+    let wanted = V2_CONTROLLERS.into_iter().filter(|controller| available.contains(controller));
+    wanted.map(|controller| format!("+{controller}")).collect::<Vec<_>>().join(" ")
 }
 
 /// A pod's own limits: bounded only where every container is.
@@ -361,11 +390,46 @@ mod tests {
     #[test]
     fn names_follow_driver_and_class() {
         let folder = tempfile::tempdir().unwrap();
-        let name = |driver, pod: &Pod| Cgroups::new(folder.path(), driver, "/", None).parent_of(pod);
+        let cgroups = |driver| {
+            let cgroups = Cgroups::new(folder.path(), "/", None);
+            cgroups.set_driver(driver);
+            cgroups
+        };
+        let name = |driver, pod: &Pod| cgroups(driver).parent_of(pod);
         let (guaranteed, best_effort) = (pod(&[("cpu", "1"), ("memory", "1Gi")]), pod(&[]));
         assert_eq!(name(CgroupDriver::Cgroupfs, &guaranteed), "/kubepods/poda-b");
         assert_eq!(name(CgroupDriver::Cgroupfs, &best_effort), "/kubepods/besteffort/poda-b");
-        assert_eq!(name(CgroupDriver::Systemd, &pod(&[("cpu", "1")])), "kubepods-burstable-poda_b.slice");
+        assert_eq!(name(CgroupDriver::Systemd, &guaranteed), "/kubepods.slice/kubepods-poda_b.slice");
+        let slice = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-poda_b.slice";
+        let burstable = pod(&[("cpu", "1")]);
+        assert_eq!(name(CgroupDriver::Systemd, &burstable), slice);
+        let container = cgroups(CgroupDriver::Systemd).of_container(&burstable, "c1");
+        assert_eq!(container, format!("{slice}/cri-containerd-c1.scope"));
+    }
+
+    #[test]
+    fn on_version_2_controllers_are_handed_down_to_the_pod() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("cgroup.controllers"), "cpuset cpu io memory pids rdma\n").unwrap();
+        let cgroups = Cgroups::new(folder.path(), "/", Some(64));
+        assert_eq!(cgroups.version, CgroupVersion::V2);
+        // The kernel gives a new cgroup the controllers of its parent; a folder has to be told.
+        for level in ["kubepods", "kubepods/burstable"] {
+            std::fs::create_dir(folder.path().join(level)).unwrap();
+            std::fs::write(folder.path().join(level).join("cgroup.controllers"), "cpu memory pids").unwrap();
+        }
+        let subject = pod(&[("cpu", "250m")]);
+        cgroups.set_up(&Limits { cpu_shares: Some(2048), memory: Some(1 << 30), ..Limits::default() }).unwrap();
+        cgroups.ensure(&subject).unwrap();
+        let read = |path: &str| std::fs::read_to_string(folder.path().join(path)).unwrap_or_default();
+        assert_eq!(read("cgroup.subtree_control"), "+cpu +cpuset +memory +pids +io");
+        assert_eq!(read("kubepods/cgroup.subtree_control"), "+cpu +memory +pids");
+        assert_eq!(read("kubepods/memory.max"), (1 << 30).to_string());
+        assert_eq!(read("kubepods/besteffort/cpu.weight"), "1");
+        assert_eq!(read("kubepods/burstable/poda-b/cpu.max"), "25000 100000");
+        assert_eq!(read("kubepods/burstable/poda-b/pids.max"), "64");
+        assert_eq!(read("kubepods/burstable/poda-b/memory.max"), "", "no limit is not a limit of zero");
+        assert_eq!(cgroups.pods(), [subject.uid()]);
     }
 
     #[test]
@@ -390,7 +454,7 @@ mod tests {
         for controller in ["cpu", "memory", "pids"] {
             std::fs::create_dir(folder.path().join(controller)).unwrap();
         }
-        let cgroups = Cgroups::new(folder.path(), CgroupDriver::Cgroupfs, "/top", None);
+        let cgroups = Cgroups::new(folder.path(), "/top", None);
         let subject = pod(&[]);
         std::fs::create_dir_all(cgroups.directory(&subject, "memory")).unwrap();
         assert_eq!(cgroups.pods(), [subject.uid()]);

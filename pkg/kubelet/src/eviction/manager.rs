@@ -143,7 +143,7 @@ fn message(inner: &Inner, pod: &Pod, crossed: &Crossed) -> String {
     for container in running.iter().flat_map(|running| &running.containers) {
         let Some((_, spec)) = pod.container(&container.name) else { continue };
         let requested = request(&spec, resource).unwrap_or_else(Quantity::zero);
-        let cgroup = format!("{}/{}", inner.cgroups.parent_of(pod), container.id);
+        let cgroup = inner.cgroups.of_container(pod, &container.id);
         let used = working_set(&inner.cgroups.directory_of(&cgroup, "memory"));
         if used > requested.value() {
             // Writing to a string cannot fail.

@@ -128,10 +128,13 @@ impl Inner {
         }
         let mut work: Vec<futures_util::future::BoxFuture<'static, ()>> = Vec::new();
         for mirror in self.pods.mirrors() {
-            let fits =
-                wanted.get(&mirror.key()).is_some_and(|pod| is_mirror_of(&mirror, pod) && !mirror.is_terminating());
-            if fits {
+            let shown = wanted.get(&mirror.key()).map(|pod| (pod.uid(), is_mirror_of(&mirror, pod)));
+            if let Some((uid, true)) = shown
+                && !mirror.is_terminating()
+            {
                 wanted.remove(&mirror.key());
+                // A mirror that is new has no status yet.
+                self.statuses.touch(&uid);
                 continue;
             }
             let client = self.client.clone();

@@ -22,13 +22,14 @@ use rkube_client::Client;
 use rkube_client::events::EventRecorder;
 use rkube_client::factory::InformerFactory;
 use rkube_client::informer::{Informer, Lister};
+use rkube_cri::v1::{RuntimeConfigRequest, RuntimeConfigResponse};
 use rkube_cri::{ImageService, RuntimeService, containerd};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info_span;
 
-use crate::cm::{CgroupVersion, Cgroups};
+use crate::cm::{CgroupDriver, CgroupVersion, Cgroups, Limits};
 use crate::config::KubeletConfig;
 use crate::downward::NodeFacts;
 use crate::events::Events;
@@ -39,6 +40,7 @@ use crate::pod::PodUid;
 use crate::pods::PodManager;
 use crate::prober::ProbeManager;
 use crate::runtime::dns::{self, DnsSettings};
+use crate::runtime::resources::shares;
 use crate::runtime::{Runtime, RuntimeSettings};
 use crate::shutdown::MachineStops;
 use crate::status::manager::StatusManager;
@@ -161,8 +163,7 @@ impl Kubelet {
         let (wake, receiver) = mpsc::channel(EVENTS_MAX);
 
         let capacity = capacity::read(&config.root_dir);
-        let driver = crate::cm::CgroupDriver::Cgroupfs;
-        let cgroups = Cgroups::new(&config.cgroup_mount, driver, &config.cgroup_root, config.pod_pids_max);
+        let cgroups = Cgroups::new(&config.cgroup_mount, &config.cgroup_root, config.pod_pids_max);
         let objects = Arc::new(Objects::new(client.clone(), clock.clone()));
         let settings = RuntimeSettings {
             root_dir: config.root_dir.clone(),
@@ -294,7 +295,7 @@ impl Kubelet {
             () = known => {}
             () = told_to_stop.cancelled() => return Ok(()),
         }
-        inner.set_up_cgroups()?;
+        inner.set_up_cgroups().await?;
         ready();
         let stop = async {
             told_to_stop.cancelled().await;
@@ -321,9 +322,24 @@ impl Inner {
         Ok(())
     }
 
-    fn set_up_cgroups(&self) -> Result<(), KubeletError> {
+    async fn set_up_cgroups(&self) -> Result<(), KubeletError> {
+        // Runtimes of before 2024 cannot be asked, and the configuration decides.
+        let driver = match self.runtime.service.runtime_config(RuntimeConfigRequest::default()).await {
+            Ok(RuntimeConfigResponse { linux: Some(linux) }) => match linux.cgroup_driver() {
+                rkube_cri::v1::CgroupDriver::Systemd => CgroupDriver::Systemd,
+                rkube_cri::v1::CgroupDriver::Cgroupfs => CgroupDriver::Cgroupfs,
+            },
+            _ => self.config.cgroup_driver,
+        };
+        self.cgroups.set_driver(driver);
         let allocatable = self.node.allocatable();
-        self.cgroups.set_up(allocatable.cpu_milli, Some(allocatable.memory))?;
+        let limits = Limits {
+            cpu_shares: Some(shares(allocatable.cpu_milli)),
+            memory: Some(allocatable.memory),
+            pids: self.node.allocatable_pids(),
+            ..Limits::default()
+        };
+        self.cgroups.set_up(&limits)?;
         Ok(())
     }
 

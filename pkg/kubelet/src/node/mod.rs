@@ -134,6 +134,13 @@ impl NodeManager {
         }
     }
 
+    /// How many processes pods may have in all; no limit of its own when nothing is reserved.
+    pub fn allocatable_pids(&self) -> Option<i64> {
+        let reserved = Some(self.config.reserved.pids).filter(|pids| *pids > 0)?;
+        let text = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok()?;
+        Some((text.trim().parse::<i64>().ok()? - reserved).max(0))
+    }
+
     pub fn capacity(&self) -> &Capacity {
         &self.capacity
     }

@@ -91,7 +91,7 @@ pub fn node_usage() -> Usage {
 
 /// The cgroup of a container: its runtime makes it below the pod's, named by its id.
 pub fn container_cgroup(inner: &Inner, pod: &Pod, container: &RuntimeContainer) -> String {
-    format!("{}/{}", inner.cgroups.parent_of(pod), container.id)
+    inner.cgroups.of_container(pod, &container.id)
 }
 
 /// Pods that run, with their containers that do.

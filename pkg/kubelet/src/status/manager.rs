@@ -43,6 +43,8 @@ struct Held {
     status: PodStatus,
     version: u64,
     sent: u64,
+    /// The object it was written to: a static pod's mirror may be another one by now.
+    sent_to: Option<PodUid>,
 }
 
 pub struct StatusManager {
@@ -88,7 +90,7 @@ impl StatusManager {
                 entry.status = status;
                 entry.version += 1;
             }
-            None => drop(held.insert(uid.clone(), Held { status, version: 1, sent: 0 })),
+            None => drop(held.insert(uid.clone(), Held { status, version: 1, sent: 0, sent_to: None })),
         }
         drop(held);
         self.touch(&uid);
@@ -149,7 +151,8 @@ impl StatusManager {
         let Some(pod) = lookup.api_pod(uid) else { return Ok(()) };
         let pending = {
             let held = self.held.lock();
-            held.get(uid).filter(|held| held.sent < held.version).map(|held| (held.status.clone(), held.version))
+            let owed = |held: &&Held| held.sent < held.version || held.sent_to.as_ref() != Some(&pod.uid());
+            held.get(uid).filter(owed).map(|held| (held.status.clone(), held.version))
         };
         if let Some((status, version)) = pending {
             let may_run = lookup.could_have_running_containers(uid);
@@ -163,6 +166,7 @@ impl StatusManager {
             let owes_phase = may_run && is_terminal_phase(status.phase.as_deref().unwrap_or_default());
             if !owes_phase && let Some(held) = self.held.lock().get_mut(uid) {
                 held.sent = held.sent.max(version);
+                held.sent_to = Some(pod.uid());
             }
         }
         self.finish_deletion(uid, &pod, lookup).await

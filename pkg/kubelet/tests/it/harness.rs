@@ -1,6 +1,6 @@
 //! A node whose runtime and server are in memory and whose folders are temporary.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -78,6 +78,7 @@ pub(crate) fn config(root: &Path) -> KubeletConfig {
     config.cgroup_mount = root.join("cgroup");
     // The machine's own figures must not decide a test.
     config.eviction = Thresholds::none();
+    config.manifests_dir = Some(root.join("manifests"));
     config.shutdown_grace_period = Duration::from_secs(60);
     config.shutdown_grace_period_critical = Duration::from_secs(30);
     config
@@ -116,6 +117,11 @@ impl Node {
             importer: None,
             machine_stops: Arc::new(move || Box::pin(std::future::ready(stops.load(Ordering::Relaxed)))),
         }));
+    }
+
+    /// Where static pods are read from.
+    pub(crate) fn manifests(&self) -> PathBuf {
+        self.folder.path().join("manifests")
     }
 
     pub(crate) async fn kill_kubelet(&mut self) {

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use rkube_api::Kind;
 use rkube_api::k8s::coordination::v1::Lease;
 use rkube_api::k8s::core::v1::{Node as NodeObject, Pod};
 use rkube_client::api::DeleteOptions;
@@ -130,4 +131,28 @@ async fn pods_end_in_order_when_the_machine_stops() {
         let status = node.api.get::<Pod>("default", name).unwrap().status.clone().unwrap();
         assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("Terminated")), "{name}");
     }
+}
+
+#[tokio::test]
+async fn a_mirror_that_is_deleted_comes_back_and_its_pod_runs_on() {
+    let mut node = Node::start();
+    let mut manifest = pod("Always", &["a"]);
+    manifest.metadata.uid = None;
+    std::fs::create_dir_all(node.manifests()).unwrap();
+    std::fs::write(node.manifests().join("p.json"), manifest.encode()).unwrap();
+    node.wait_for_pod("p-n1 Running a=running/0").await;
+    let mirror = node.api.get::<Pod>("default", "p-n1").unwrap().metadata.uid.clone();
+    node.runtime.take_calls();
+    node.client.namespaced::<Pod>("default").delete("p-n1", &DeleteOptions::default()).await.unwrap();
+    node.wait("another mirror with its status", |api| {
+        api.get::<Pod>("default", "p-n1").is_some_and(|pod| {
+            let phase = pod.status.as_ref().and_then(|status| status.phase.clone());
+            pod.metadata.uid != mirror && phase.as_deref() == Some("Running")
+        })
+    })
+    .await;
+    assert_eq!(node.runtime.take_calls(), Vec::<String>::new(), "the pod runs on");
+    std::fs::remove_file(node.manifests().join("p.json")).unwrap();
+    node.wait("the mirror to go with its file", |api| api.get::<Pod>("default", "p-n1").is_none()).await;
+    node.stop_kubelet().await;
 }
