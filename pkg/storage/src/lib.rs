@@ -12,6 +12,7 @@ mod error;
 pub mod etcd;
 mod index;
 pub mod memory;
+pub mod observed;
 mod types;
 mod watch;
 

@@ -22,6 +22,7 @@ use rkube_apiserver::auth::flow::MaxInFlight;
 use rkube_apiserver::auth::impersonation::ByAuthorization;
 use rkube_apiserver::auth::node::{NodeAuthorizer, Union};
 use rkube_apiserver::auth::service_account::{Signer, TokenSettings, Verifier};
+use rkube_apiserver::health::Check;
 use rkube_apiserver::openapi::{Builtin, Served};
 use rkube_apiserver::proxy::RegistryNodes;
 use rkube_apiserver::rbac::RbacAuthorizer;
@@ -38,6 +39,7 @@ use rkube_registry::registry::RegistryError;
 use rkube_registry::{Registry, UserInfo};
 use rkube_scheduler::SchedulerConfig;
 use rkube_storage::Storage;
+use rkube_storage::observed::Observed;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, info_span};
@@ -154,7 +156,9 @@ impl ControlPlane {
         let socket = TcpListener::bind(address).await.map_err(|source| OpenError::Listen { address, source })?;
         let listener = Listener::new("kube-apiserver", socket, Some(Arc::clone(&certificates.serving)), clock.clone());
 
-        let storage = datastore::open(&config.datastore, &paths.db(), &clock).await?;
+        let storage = Observed::new(datastore::open(&config.datastore, &paths.db(), &clock).await?);
+        let health = storage.health();
+        let storage: Arc<dyn Storage> = Arc::new(storage);
         let network = config.service_cidr.to_string();
         let service_cidr = network.parse().map_err(|error| OpenError::Network(format!("{network}: {error}")))?;
         let tokens = TokenSettings { issuer: issuer(&config), audiences: audiences(&config) };
@@ -207,7 +211,8 @@ impl ControlPlane {
             nodes: Arc::new(nodes),
             openapi: Arc::new(Served::new(Arc::new(Builtin))),
             metrics: component_metrics(),
-            checks: Vec::new(),
+            // Not for liveness: to start the server again helps no datastore.
+            checks: vec![Check::new("etcd", &["readyz", "healthz"], move || health.failure().map_or(Ok(()), Err))],
             advertise_address: SocketAddr::new(advertise, config.https_listen_port).to_string(),
             extensions: Extensions { openid: Some(openid(&config, tree)), ..Extensions::default() },
             request_timeout: REQUEST_TIMEOUT,

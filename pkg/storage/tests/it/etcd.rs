@@ -13,6 +13,7 @@ use std::time::Duration;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use rkube_apimachinery::clock::SystemClock;
 use rkube_storage::etcd::{ClientIdentity, EtcdOptions, EtcdStorage};
+use rkube_storage::observed::Observed;
 use rkube_storage::{Precondition, StorageError, WriteOutcome};
 
 use crate::conformance::{self, Store, changes_until, create, current, get, update, value, watch, within};
@@ -173,7 +174,9 @@ async fn conformance_with_tls() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn etcd_goes_away_and_comes_back() {
     let mut etcd = Etcd::start(false);
-    let store = etcd.store().await;
+    let observed = Observed::new(etcd.store().await);
+    let health = observed.health();
+    let store: Store = Arc::new(observed);
     let from = current(&store).await;
     let mut stream = watch(&store, "/away/", from).await;
     let mut expected = Vec::new();
@@ -187,9 +190,11 @@ async fn etcd_goes_away_and_comes_back() {
         let outcome = within("a write without etcd", write).await;
         let refused = matches!(outcome, Err(StorageError::Unavailable(_) | StorageError::Unknown(_)));
         assert!(refused, "{outcome:?}");
+        assert!(health.failure().is_some());
         etcd.run();
         let after = within("a read after etcd came back", store.current_revision()).await.unwrap();
         assert!(after >= before, "{after:?} after {before:?}");
+        assert_eq!(health.failure(), None);
         let now = get(&store, "/away/a").await.unwrap();
         if now.mod_revision != last {
             // The unknown write had happened.
