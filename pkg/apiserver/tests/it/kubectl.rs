@@ -30,21 +30,17 @@ struct Output {
 }
 
 impl Walk {
-    /// `None` where there is no kubectl.
-    #[allow(clippy::print_stdout, reason = "it says why nothing is tried")]
-    async fn begin() -> Option<Self> {
+    /// Needs kubectl in `PATH` or in `RKUBE_KUBECTL`.
+    async fn begin() -> Self {
         let server = Server::start().await;
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("kubeconfig"), server.kubeconfig()).unwrap();
         let walk = Self { server, folder };
-        if walk.command(&["version", "--client"]).spawn().is_err() {
-            println!("kubectl is not installed: it is not tried");
-            walk.server.stop().await;
-            return None;
-        }
+        let found = walk.command(&["version", "--client"]).output().await;
+        found.expect("these tests need kubectl: `hack/install-deps test`");
         // The test's server has no controllers, and no bootstrap that would make these.
         walk.ok(&["create", "namespace", "default"]).await;
-        Some(walk)
+        walk
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -135,7 +131,7 @@ fn every_kind_has_an_object() {
 
 #[tokio::test]
 async fn every_kind_is_read_and_written() {
-    let Some(walk) = Walk::begin().await else { return };
+    let walk = Walk::begin().await;
     walk.on_all(&["create"], &[" created"]).await;
     let wide = walk.ok(&["get", "-o", "wide", "-f", OBJECTS]).await;
     expect_file!["../data/wide.txt"].assert_eq(&normal(&wide));
@@ -194,7 +190,7 @@ async fn every_kind_is_read_and_written() {
 
 #[tokio::test]
 async fn every_kind_is_applied_by_the_server() {
-    let Some(walk) = Walk::begin().await else { return };
+    let walk = Walk::begin().await;
     walk.on_all(&["apply", "--server-side"], &[" serverside-applied"]).await;
     let before = walk.resource_versions().await;
     walk.on_all(&["apply", "--server-side"], &[" serverside-applied"]).await;
@@ -214,7 +210,7 @@ async fn every_kind_is_applied_by_the_server() {
 
 #[tokio::test]
 async fn the_commands_of_workloads_work() {
-    let Some(walk) = Walk::begin().await else { return };
+    let walk = Walk::begin().await;
     walk.ok(&["create", "deployment", "web", "--image=example.org/web:1", "--replicas=2"]).await;
     let mut text = String::new();
     for arguments in [
@@ -260,7 +256,7 @@ async fn the_commands_of_workloads_work() {
 
 #[tokio::test]
 async fn a_watching_get_shows_what_happens() {
-    let Some(walk) = Walk::begin().await else { return };
+    let walk = Walk::begin().await;
     let mut child = walk.command(&["get", "configmaps", "-w", "--output-watch-events"]).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     walk.ok(&["create", "configmap", "a"]).await;
@@ -280,7 +276,7 @@ async fn a_watching_get_shows_what_happens() {
 
 #[tokio::test]
 async fn every_kind_is_explained() {
-    let Some(walk) = Walk::begin().await else { return };
+    let walk = Walk::begin().await;
     // The raw documents are what explain reads: every kind has one, and what it refers to is in it.
     let client = walk.server.client();
     let index = send(&client, http::Method::GET, "/openapi/v3", &[], "").await.json();
