@@ -20,7 +20,9 @@ use tracing::{debug, error};
 use uuid::Uuid;
 
 use crate::auth::basic::{anonymous, authenticated};
-use crate::auth::{Attributes, AuditEvent, Authorizer, Credentials, Decision, FlowRequest, Permit, Stage};
+use crate::auth::{
+    Attributes, AuditEvent, Authorizer, Credentials, Decision, FlowRequest, Permit, Stage, request_header,
+};
 use crate::health;
 use crate::metrics::Tracked;
 use crate::query::Query;
@@ -192,6 +194,7 @@ impl Inner {
             }
         };
         request.headers_mut().remove(header::AUTHORIZATION);
+        request_header::clear(request.headers_mut());
         record.user = user.clone();
         self.audit(record, Stage::RequestReceived, None, &Default::default());
         let impersonated = self.impersonation.impersonate(request.headers_mut(), &user, &self.authorizer).await?;

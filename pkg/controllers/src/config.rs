@@ -42,6 +42,8 @@ pub struct ControllerConfig {
     pub service_account_keys: Option<rkube_pki::service_account::ServiceAccountKeys>,
     /// What this process's own API server is known by; `None` where there is none.
     pub api_server: Option<crate::kubernetes_service::ApiServer>,
+    /// By what this process's own API server knows its users; `None` where there is none.
+    pub authentication_trust: Option<crate::cluster_authentication_trust::AuthenticationTrust>,
     /// The PEM bundle that pods trust the API server with.
     pub root_ca: String,
     /// Unused for this long before legacy tokens are deleted.
@@ -77,6 +79,7 @@ impl Default for ControllerConfig {
             signing_authority: None,
             service_account_keys: None,
             api_server: None,
+            authentication_trust: None,
             root_ca: String::new(),
             legacy_service_account_token_clean_up_period: Duration::from_secs(365 * 24 * 3600),
             endpoints_per_slice_max: 100,

@@ -14,6 +14,7 @@ mod common;
 mod bootstrap;
 mod certificate_cleaner;
 mod certificates;
+pub mod cluster_authentication_trust;
 mod clusterrole_aggregation;
 mod cronjob;
 mod daemonset;

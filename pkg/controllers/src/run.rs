@@ -54,7 +54,11 @@ pub fn descriptors() -> &'static [Descriptor] {
 
 /// Those that every server runs beside its API, by name; kube-apiserver has them upstream.
 pub fn server_descriptors() -> &'static [Descriptor] {
-    &[crate::kubernetes_service::KUBERNETES_SERVICE, crate::serviceaccount_tokens::LEGACY_TOKEN_TRACKING]
+    &[
+        crate::cluster_authentication_trust::CLUSTER_AUTHENTICATION_TRUST,
+        crate::kubernetes_service::KUBERNETES_SERVICE,
+        crate::serviceaccount_tokens::LEGACY_TOKEN_TRACKING,
+    ]
 }
 
 /// Runs the enabled controllers of a table until shutdown. `ready` is called when their caches have synced.

@@ -60,18 +60,20 @@ pub struct ConnectionInfo {
     pub judgement: Judgement,
 }
 
-/// A place for one value of any type that belongs to a connection.
+/// A place for one value of each type that belongs to a connection: as many as there are judges.
 #[derive(Debug, Default)]
-pub struct Judgement(Mutex<Option<Arc<dyn Any + Send + Sync>>>);
+pub struct Judgement(Mutex<Vec<Arc<dyn Any + Send + Sync>>>);
 
 impl Judgement {
-    /// What was kept last, if it is a `T`.
+    /// The `T` that was kept last.
     pub fn get<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
-        self.0.lock().clone()?.downcast().ok()
+        self.0.lock().iter().find_map(|kept| Arc::clone(kept).downcast().ok())
     }
 
     pub fn set<T: Any + Send + Sync>(&self, value: Arc<T>) {
-        *self.0.lock() = Some(value);
+        let mut all = self.0.lock();
+        all.retain(|kept| !kept.as_ref().is::<T>());
+        all.push(value);
     }
 }
 

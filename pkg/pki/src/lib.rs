@@ -6,6 +6,7 @@
 //! **Invariant:** private keys are written with mode 0600 and never logged.
 
 pub mod authority;
+pub mod bundle;
 pub mod csr;
 mod der;
 pub mod files;

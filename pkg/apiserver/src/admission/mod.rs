@@ -6,6 +6,7 @@
 //! Behaves as `pkg/kubeapiserver/options/plugins.go`, v1.36.
 
 mod certificates;
+mod declared_features;
 mod default_class;
 mod default_tolerations;
 mod limit_ranger;
@@ -63,6 +64,11 @@ impl Chain {
         Self { plugins }
     }
 
+    /// Upstream's names of the plugins, in the order they are asked.
+    pub fn names(&self) -> Vec<&'static str> {
+        self.plugins.iter().map(|plugin| plugin.name()).collect()
+    }
+
     /// The plugins of this module, in upstream's order.
     pub fn builtin(
         registry: &Arc<Registry>,
@@ -89,6 +95,7 @@ impl Chain {
             Box::new(certificates::CertificateSubjectRestriction),
             Box::new(default_class::DefaultIngressClass::new(objects.clone())),
             Box::new(pod_topology::PodTopologyLabels::new(objects.clone())),
+            Box::new(declared_features::NodeDeclaredFeatureValidator::new(objects.clone())),
             Box::new(pod_resize::PodResizeValidator::new(objects.clone())),
             Box::new(resource_quota::ResourceQuotaAdmission::new(objects.clone(), clock)),
             Box::new(role_escalation::RoleEscalation::new(objects, Arc::clone(authorizer))),

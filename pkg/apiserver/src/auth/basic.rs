@@ -43,7 +43,13 @@ pub fn authenticated(mut user: UserInfo) -> UserInfo {
 /// How long one look at a connection's certificates is good for. A certificate that expires is refused that much later.
 const JUDGEMENT_SECONDS: u64 = 10;
 
-/// A client certificate's subject: the common name is the user, organizations are groups.
+/// Whether what was found out at `at` still counts.
+pub(super) fn still_counts(at: u64, now: u64) -> bool {
+    now.abs_diff(at) < JUDGEMENT_SECONDS
+}
+
+/// A client certificate's subject: the common name is the user, organizations are groups, and Kubernetes' own
+/// attribute is the uid.
 #[derive(Clone)]
 pub struct CertificateAuthenticator {
     verifier: ClientVerifier,
@@ -69,7 +75,7 @@ impl CertificateAuthenticator {
         };
         let now = u64::try_from(self.clock.now().as_second()).unwrap_or_default();
         if let Some(judged) = connection.judgement.get::<Judged>()
-            && now.abs_diff(judged.at) < JUDGEMENT_SECONDS
+            && still_counts(judged.at, now)
         {
             return Ok(judged.user.clone());
         }
@@ -85,11 +91,19 @@ impl CertificateAuthenticator {
         if subject.common_name.is_empty() {
             return Ok(None);
         }
+        let uid = match subject.uids.as_slice() {
+            [] => String::new(),
+            [uid] if !uid.is_empty() => uid.clone(),
+            [_] => return Err(AuthenticationError("UID cannot be an empty string".to_owned())),
+            several => {
+                return Err(AuthenticationError(format!("expected 1 UID, but found multiple: {several:?}")));
+            }
+        };
         let extra = BTreeMap::from([(
             "authentication.kubernetes.io/credential-id".to_owned(),
             vec![format!("X509SHA256={}", hex(&Sha256::digest(leaf.as_ref())))],
         )]);
-        Ok(Some(UserInfo { name: subject.common_name, uid: String::new(), groups: subject.organizations, extra }))
+        Ok(Some(UserInfo { name: subject.common_name, uid, groups: subject.organizations, extra }))
     }
 }
 

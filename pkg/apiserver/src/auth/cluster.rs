@@ -1,4 +1,5 @@
-//! The authenticators of a cluster, asked in upstream's order: client certificates, then bearer tokens.
+//! The authenticators of a cluster, asked in upstream's order: a front proxy's headers, client certificates, then
+//! bearer tokens.
 //!
 //! Behaves as `pkg/kubeapiserver/authenticator/config.go`, v1.36.
 
@@ -6,10 +7,12 @@ use futures_util::future::BoxFuture;
 
 use super::basic::{CertificateAuthenticator, StaticTokens, bearer_token};
 use super::bootstrap_token::BootstrapTokens;
+use super::request_header::RequestHeaderAuthenticator;
 use super::service_account::Verifier;
 use super::{Authenticated, AuthenticationError, Authenticator, Credentials};
 
 pub struct ClusterAuthenticator {
+    pub front_proxy: RequestHeaderAuthenticator,
     pub certificates: CertificateAuthenticator,
     pub tokens: StaticTokens,
     pub service_accounts: Verifier,
@@ -35,7 +38,11 @@ impl Authenticator for ClusterAuthenticator {
         credentials: &'a Credentials<'a>,
     ) -> BoxFuture<'a, Result<Option<Authenticated>, AuthenticationError>> {
         Box::pin(async move {
-            // A certificate that is not good does no harm to a token that is.
+            // What one authenticator refuses, another may accept: a proxy's certificate that is not believed may be a
+            // user's, and a certificate that is not good does no harm to a token that is.
+            if let Ok(Some(user)) = self.front_proxy.user(credentials) {
+                return Ok(Some(Authenticated { user, audiences: Vec::new() }));
+            }
             let certificate = self.certificates.user(credentials);
             if let Ok(Some(user)) = certificate {
                 return Ok(Some(Authenticated { user, audiences: Vec::new() }));

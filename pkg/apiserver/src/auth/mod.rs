@@ -9,6 +9,7 @@ pub mod flow;
 pub mod impersonation;
 mod legacy_token;
 pub mod node;
+pub mod request_header;
 pub mod service_account;
 
 use std::sync::Arc;

@@ -17,6 +17,7 @@ use rkube_apiserver::auth::cluster::ClusterAuthenticator;
 use rkube_apiserver::auth::flow::MaxInFlight;
 use rkube_apiserver::auth::impersonation::ByAuthorization;
 use rkube_apiserver::auth::node::{NodeAuthorizer, Union};
+use rkube_apiserver::auth::request_header::RequestHeaderAuthenticator;
 use rkube_apiserver::auth::service_account::{Signer, TokenSettings, Verifier};
 use rkube_apiserver::auth::{Attributes, Authorizer, Decision, FlowControl, Rules};
 use rkube_apiserver::openapi::NoOpenApi;
@@ -67,7 +68,8 @@ impl Default for Setup {
 pub(crate) struct Cluster {
     pub(crate) api: ApiServer,
     pub(crate) authority: CertificateAuthority,
-    registry: Arc<Registry>,
+    pub(crate) front_proxy: CertificateAuthority,
+    pub(crate) registry: Arc<Registry>,
     stop: CancellationToken,
 }
 
@@ -157,12 +159,15 @@ impl Cluster {
         };
         let (authority, pair) = CertificateAuthority::generate("test-ca", clock.now()).unwrap();
         let roots = tls::roots(&pair.chain().unwrap()).unwrap();
+        let (front_proxy, pair) = CertificateAuthority::generate("test-front-proxy-ca", clock.now()).unwrap();
+        let proxies = tls::ClientVerifier::new(tls::roots(&pair.chain().unwrap()).unwrap()).unwrap();
         let unverified = Arc::new(ArcSwap::from_pointee(tls::unverified_client_config().unwrap()));
         let api = ApiServer::new(Config {
             registry: Arc::clone(&registry),
             clock: clock.clone(),
             resources,
             authenticator: Arc::new(ClusterAuthenticator {
+                front_proxy: RequestHeaderAuthenticator::new(proxies, clock.clone()),
                 certificates: CertificateAuthenticator::new(tls::ClientVerifier::new(roots).unwrap(), clock.clone()),
                 tokens: StaticTokens::default(),
                 service_accounts: Verifier::new(keys, settings, clock.clone(), objects()),
@@ -187,7 +192,7 @@ impl Cluster {
             extensions: Extensions::default(),
             request_timeout: REQUEST_TIMEOUT,
         });
-        Self { api, authority, registry, stop }
+        Self { api, authority, front_proxy, registry, stop }
     }
 
     /// A request of a user who is already known.
@@ -218,6 +223,41 @@ impl Cluster {
         body: &Value,
     ) -> u16 {
         self.api.call(over_connection(request(method, path, headers, body), certificates)).await.status().as_u16()
+    }
+
+    /// Where a client with these certificates connects from.
+    pub(crate) fn connection(certificates: Vec<CertificateDer<'static>>) -> Arc<ConnectionInfo> {
+        let somewhere = SocketAddr::from(([127, 0, 0, 1], 1));
+        Arc::new(ConnectionInfo {
+            remote: somewhere,
+            local: somewhere,
+            tls: true,
+            peer_certificates: certificates,
+            judgement: Judgement::default(),
+        })
+    }
+
+    /// One of several requests over one connection.
+    pub(crate) async fn code_over(
+        &self,
+        connection: &Arc<ConnectionInfo>,
+        method: Method,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> u16 {
+        let mut request = request(method, path, headers, &Value::Null);
+        request.extensions_mut().insert(Arc::clone(connection));
+        self.api.call(request).await.status().as_u16()
+    }
+
+    /// A strategic merge patch.
+    pub(crate) async fn patch(&self, user: &UserInfo, path: &str, patch: &Value) -> Answer {
+        let mut headers = HeaderMap::new();
+        headers.insert(
+            http::header::CONTENT_TYPE,
+            http::HeaderValue::from_static("application/strategic-merge-patch+json"),
+        );
+        answer(self.api.call_as(request(Method::PATCH, path, &headers, patch), user.clone()).await).await
     }
 
     pub(crate) async fn code_as(&self, user: &UserInfo, method: Method, path: &str, body: &Value) -> u16 {
@@ -261,15 +301,7 @@ fn request(method: Method, path: &str, headers: &HeaderMap, body: &Value) -> Req
 }
 
 fn over_connection(mut request: Request<Body>, certificates: Vec<CertificateDer<'static>>) -> Request<Body> {
-    let somewhere = SocketAddr::from(([127, 0, 0, 1], 1));
-    let connection = ConnectionInfo {
-        remote: somewhere,
-        local: somewhere,
-        tls: true,
-        peer_certificates: certificates,
-        judgement: Judgement::default(),
-    };
-    request.extensions_mut().insert(Arc::new(connection));
+    request.extensions_mut().insert(Cluster::connection(certificates));
     request
 }
 

@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod admission;
 mod chaos;
 mod cluster;
+mod front_proxy;
 mod fuzz;
 mod identity;
 mod kubectl;

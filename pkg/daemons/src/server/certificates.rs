@@ -24,6 +24,7 @@ use rkube_apiserver::auth::basic::MASTERS;
 use rkube_http::tls::{self, SharedClientConfig, SharedServerConfig, TlsError};
 use rkube_pki::tree::{Names, Tree};
 use rkube_pki::{CertifiedKey, PkiError, authority, files, kubeconfig};
+use rustls::RootCertStore;
 use tracing::{info, warn};
 
 use crate::component::{Component, component};
@@ -66,7 +67,11 @@ pub(super) struct Certificates {
     kubelet: Option<(String, Names)>,
     /// In use, by name: the certificate.
     current: Mutex<BTreeMap<&'static str, String>>,
-    pub(super) roots: rustls::RootCertStore,
+    pub(super) roots: RootCertStore,
+    /// What a front proxy's certificate is of.
+    pub(super) front_proxy_roots: RootCertStore,
+    /// The authorities that are named to clients of the API server, so that they choose a certificate.
+    named: RootCertStore,
     pub(super) serving: SharedServerConfig,
     pub(super) kubelet_client: SharedClientConfig,
     pub(super) kubelet_serving: Option<SharedServerConfig>,
@@ -90,8 +95,12 @@ impl Certificates {
             (format!("system:node:{}", agent.node_name), names)
         });
         let roots = tls::roots(&authority::certificates(tree.cluster.certificate_pem(), "cluster CA")?)?;
-        let server = |pair: &CertifiedKey| {
-            tls::server_config(pair.chain()?, pair.key()?, &roots).map_err(CertificatesError::from)
+        let front_proxy = authority::certificates(tree.front_proxy.certificate_pem(), "front-proxy CA")?;
+        let front_proxy_roots = tls::roots(&front_proxy)?;
+        let mut named = roots.clone();
+        named.extend(front_proxy_roots.roots.iter().cloned());
+        let server = |pair: &CertifiedKey, named: &RootCertStore| {
+            tls::server_config(pair.chain()?, pair.key()?, named).map_err(CertificatesError::from)
         };
         let pair = tree.serving(&names, now)?;
         let client = tree.kubelet_client(now)?;
@@ -102,7 +111,7 @@ impl Certificates {
             Some((user, names)) => {
                 let pair = tree.server(KUBELET_SERVING, user, names, now)?;
                 current.insert(KUBELET_SERVING, pair.certificate_pem.clone());
-                Some(Arc::new(ArcSwap::from_pointee(server(&pair)?)))
+                Some(Arc::new(ArcSwap::from_pointee(server(&pair, &roots)?)))
             }
             None => None,
         };
@@ -112,7 +121,7 @@ impl Certificates {
             );
         }
         let certificates = Self {
-            serving: Arc::new(ArcSwap::from_pointee(server(&pair)?)),
+            serving: Arc::new(ArcSwap::from_pointee(server(&pair, &named)?)),
             kubelet_client: Arc::new(ArcSwap::from_pointee(client_tls)),
             kubelet_serving,
             kubeconfig_server: kubeconfig_server(config, advertise),
@@ -121,8 +130,11 @@ impl Certificates {
             names,
             kubelet,
             roots,
+            front_proxy_roots,
+            named,
             tree,
         };
+        certificates.write_front_proxy(now)?;
         certificates.write_kubeconfigs(now)?;
         Ok(Arc::new(certificates))
     }
@@ -134,7 +146,17 @@ impl Certificates {
         if let Some((user, names)) = &self.kubelet {
             self.apply(KUBELET_SERVING, &self.tree.server(KUBELET_SERVING, user, names, now)?)?;
         }
+        self.write_front_proxy(now)?;
         self.write_kubeconfigs(now)
+    }
+
+    /// What a front proxy shows, for whoever runs one on this machine.
+    fn write_front_proxy(&self, now: Timestamp) -> Result<(), CertificatesError> {
+        match self.tree.front_proxy_client(now) {
+            Err(error @ PkiError::ExternalAuthority { .. }) => warn!(%error, "Made no certificate of a front proxy"),
+            pair => drop(pair?),
+        }
+        Ok(())
     }
 
     /// Takes up the files of one certificate, if they are whole.
@@ -156,16 +178,18 @@ impl Certificates {
         if current.get(name) == Some(&pair.certificate_pem) {
             return Ok(());
         }
-        let server = || tls::server_config(pair.chain()?, pair.key()?, &self.roots).map_err(CertificatesError::from);
+        let server = |named: &RootCertStore| {
+            tls::server_config(pair.chain()?, pair.key()?, named).map_err(CertificatesError::from)
+        };
         match name {
-            SERVING => self.serving.store(Arc::new(server()?)),
+            SERVING => self.serving.store(Arc::new(server(&self.named)?)),
             KUBELET_CLIENT => {
                 let identity = Some((pair.chain()?, pair.key()?));
                 self.kubelet_client.store(Arc::new(tls::client_config(self.roots.clone(), identity)?));
             }
             _ => {
                 if let Some(serving) = &self.kubelet_serving {
-                    serving.store(Arc::new(server()?));
+                    serving.store(Arc::new(server(&self.roots)?));
                 }
             }
         }

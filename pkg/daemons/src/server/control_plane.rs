@@ -21,6 +21,7 @@ use rkube_apiserver::auth::cluster::ClusterAuthenticator;
 use rkube_apiserver::auth::flow::MaxInFlight;
 use rkube_apiserver::auth::impersonation::ByAuthorization;
 use rkube_apiserver::auth::node::{NodeAuthorizer, Union};
+use rkube_apiserver::auth::request_header::{self, RequestHeaderAuthenticator};
 use rkube_apiserver::auth::service_account::{Signer, TokenSettings, Verifier};
 use rkube_apiserver::health::Check;
 use rkube_apiserver::openapi::{Builtin, Served};
@@ -29,6 +30,7 @@ use rkube_apiserver::rbac::RbacAuthorizer;
 use rkube_apiserver::server::{Extensions, OpenId, REQUEST_TIMEOUT};
 use rkube_apiserver::{ApiServer, Config};
 use rkube_client::Client;
+use rkube_controllers::cluster_authentication_trust::AuthenticationTrust;
 use rkube_controllers::{AsAccount, ControllerConfig, kubernetes_service};
 use rkube_http::listener::Listener;
 use rkube_http::tls::{self, ClientVerifier, TlsError};
@@ -184,11 +186,13 @@ impl ControlPlane {
             Arc::new(ArcSwap::from_pointee(cluster_tls)),
         );
         let verifier = ClientVerifier::new(certificates.roots.clone())?;
+        let front_proxy = ClientVerifier::new(certificates.front_proxy_roots.clone())?;
         let api = ApiServer::new(Config {
             registry: Arc::clone(&registry),
             clock: clock.clone(),
             resources: rkube_api::resources().to_vec(),
             authenticator: Arc::new(ClusterAuthenticator {
+                front_proxy: RequestHeaderAuthenticator::new(front_proxy, clock.clone()),
                 certificates: CertificateAuthenticator::new(verifier, clock.clone()),
                 tokens: match &join_token.credential {
                     Credential::Shared { secret, .. } => StaticTokens::default().with(secret, joiner()),
@@ -270,6 +274,7 @@ impl ControlPlane {
         let settings = ControllerConfig {
             service_account_keys: Some(certificates.tree.service_accounts.clone()),
             api_server: Some(api_server.clone()),
+            authentication_trust: Some(authentication_trust(&certificates.tree)),
             ..managers::controller_config(&config, &certificates.tree.cluster)
         };
         let leadership = Leadership::new(&config, advertise);
@@ -341,6 +346,20 @@ impl ControlPlane {
         all.extend(role);
         all.extend(node);
         Ok(all)
+    }
+}
+
+/// What extension API servers are told to trust, as kubeadm sets kube-apiserver up.
+fn authentication_trust(tree: &Tree) -> AuthenticationTrust {
+    let one = |text: &str| vec![text.to_owned()];
+    AuthenticationTrust {
+        client_ca: tree.cluster.certificate_pem().to_owned(),
+        request_header_ca: tree.front_proxy.certificate_pem().to_owned(),
+        allowed_names: one(request_header::ALLOWED_NAME),
+        username_headers: one(request_header::USER),
+        uid_headers: one(request_header::UID),
+        group_headers: one(request_header::GROUP),
+        extra_headers_prefix: one(request_header::EXTRA_PREFIX),
     }
 }
 
