@@ -15,6 +15,7 @@ pub mod pod_resources;
 pub mod quota;
 pub mod resource;
 pub mod schema;
+mod span;
 pub mod table;
 pub mod volumes;
 

@@ -8,6 +8,7 @@ use rkube_apimachinery::key::ObjectKey;
 use serde_json::Value;
 
 use crate::kind::{DecodeError, Kind};
+use crate::span;
 
 /// An immutable object at one revision. GET, LIST, WATCH, informers and the garbage collector hold the
 /// same `Arc`; the typed and protobuf forms are made at most once, when first asked for.
@@ -38,14 +39,18 @@ impl StoredObject {
         Self { key, revision, json, selection, typed: OnceLock::new(), protobuf: OnceLock::new() }
     }
 
-    /// The typed form, decoded once and shared.
+    /// The typed form, decoded once and shared. It has no `metadata.managedFields`: they are often half of an object,
+    /// and a write without them keeps those that are stored.
     pub fn typed<K: Kind>(&self) -> Result<Arc<K>, DecodeError> {
         if let Some(typed) = self.typed.get()
             && let Ok(typed) = Arc::clone(typed).downcast::<K>()
         {
             return Ok(typed);
         }
-        let decoded = Arc::new(K::decode(&self.json)?);
+        let decoded = Arc::new(match span::managed_fields(&self.json) {
+            Some(owners) => K::decode(&span::without(&self.json, owners))?,
+            None => K::decode(&self.json)?,
+        });
         // Another thread may have been first; either value is the same.
         let _ = self.typed.set(decoded.clone());
         Ok(decoded)
@@ -63,6 +68,11 @@ impl StoredObject {
             typed: self.typed.clone(),
             protobuf: self.protobuf.clone(),
         }
+    }
+
+    /// `metadata` as it is in the JSON, found without reading what comes after it.
+    pub fn metadata_json(&self) -> Option<&[u8]> {
+        self.json.get(span::metadata(&self.json)?)
     }
 
     /// The object as a JSON tree.

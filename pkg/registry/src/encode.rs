@@ -28,6 +28,14 @@ pub(crate) enum EncodeError {
     Json(#[source] serde_json::Error),
 }
 
+/// An object in stored form.
+#[derive(Clone, Debug)]
+pub(crate) struct Encoded {
+    pub(crate) bytes: Bytes,
+    /// What would be picked out of the bytes.
+    pub(crate) selection: Selection,
+}
+
 /// Encodes for storage. `value` keeps everything but its resourceVersion.
 pub(crate) fn encode(value: &mut Value) -> Result<Bytes, EncodeError> {
     let object = value.as_object_mut().ok_or(EncodeError::Shape)?;
@@ -150,12 +158,21 @@ impl Picker {
         Self { root, zeros: fields.iter().map(|field| field.zero.to_string()).collect() }
     }
 
+    /// As `pick`, of an object that is not text yet.
+    pub(crate) fn pick_tree(&self, value: &Value) -> Selection {
+        let mut picked = self.nothing();
+        pick_tree(&self.root, value, &mut picked);
+        picked.selection.labels.sort_unstable();
+        picked.selection
+    }
+
+    fn nothing(&self) -> Picked<'_> {
+        let selection = Selection { uid: String::new(), labels: Vec::new(), fields: self.zeros.clone() };
+        Picked { selection, zeros: &self.zeros, done: false }
+    }
+
     pub(crate) fn pick(&self, json: &[u8]) -> Result<Selection, EncodeError> {
-        let mut picked = Picked {
-            selection: Selection { uid: String::new(), labels: Vec::new(), fields: self.zeros.clone() },
-            zeros: &self.zeros,
-            done: false,
-        };
+        let mut picked = self.nothing();
         let mut deserializer = serde_json::Deserializer::from_slice(json);
         let read = PickSeed { pick: &self.root, into: &mut picked, top: true }.deserialize(&mut deserializer);
         if !picked.done {
@@ -209,6 +226,27 @@ impl Picked<'_> {
                 && field == zero
             {
                 text.clone_into(field);
+            }
+        }
+    }
+}
+
+fn pick_tree(pick: &Pick, value: &Value, into: &mut Picked<'_>) {
+    match value {
+        Value::String(text) => into.store(pick, text),
+        Value::Bool(value) => into.store(pick, if *value { "true" } else { "false" }),
+        Value::Number(number) => into.store(pick, &number.to_string()),
+        Value::Null => {}
+        Value::Array(items) => items.iter().take(1).for_each(|first| pick_tree(pick, first, into)),
+        Value::Object(members) if pick.labels => {
+            let texts = members.iter().filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())));
+            into.selection.labels.extend(texts);
+        }
+        Value::Object(members) => {
+            for (name, child) in &pick.children {
+                if let Some(member) = members.get(name) {
+                    pick_tree(child, member, into);
+                }
             }
         }
     }
@@ -392,5 +430,6 @@ mod tests {
             fields: fields.map(str::to_owned).to_vec(),
         };
         assert_eq!(picker.pick(value.to_string().as_bytes()).expect("picks"), expected);
+        assert_eq!(picker.pick_tree(&value), expected);
     }
 }

@@ -3,12 +3,14 @@
 //! Behaves as `plugin/pkg/admission/podtopologylabels/admission.go`, v1.36.
 
 use futures_util::future::BoxFuture;
-use rkube_api::k8s::core::v1::Node;
+use rkube_api::draft::Draft;
+use rkube_api::k8s::core::v1::{Node, Pod};
+use rkube_apimachinery::meta::MetaMut;
 use rkube_apimachinery::status::ApiStatus;
 use rkube_registry::{Attributes, Operation};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::{Objects, Plugin};
+use super::{Objects, Plugin, object};
 
 const LABELS: [&str; 2] = ["topology.kubernetes.io/zone", "topology.kubernetes.io/region"];
 
@@ -23,28 +25,46 @@ impl PodTopologyLabels {
 
     async fn label(&self, attributes: &mut Attributes) -> Result<(), ApiStatus> {
         let row = &attributes.resource;
-        let is_pod = row.group.is_empty() && row.plural == "pods";
-        let Some(object) = attributes.object.as_mut().filter(|_| is_pod) else { return Ok(()) };
-        let object = object.value();
-        let node = match attributes.subresource.as_str() {
-            "" => &object["spec"]["nodeName"],
-            // The registry copies a binding's labels to the pod.
-            "binding" if object["target"]["kind"] == "Node" => &object["target"]["name"],
-            _ => return Ok(()),
-        };
-        let Some(name) = node.as_str().filter(|name| !name.is_empty()).map(str::to_owned) else { return Ok(()) };
-        let Some(node) = self.objects.cached::<Node>("", &name).await? else { return Ok(()) };
-        for key in LABELS {
-            if let Some(value) = node.metadata.labels.as_ref().and_then(|labels| labels.get(key)) {
-                let labels = &mut object["metadata"]["labels"];
-                if !labels.is_object() {
-                    *labels = Value::Object(Map::new());
+        if !row.group.is_empty() || row.plural != "pods" {
+            return Ok(());
+        }
+        match attributes.subresource.as_str() {
+            "" => {
+                let pod = object!(attributes, Pod);
+                let Some(node) = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) else { return Ok(()) };
+                let labels = self.labels(&node).await?;
+                if !labels.is_empty() {
+                    object!(attributes, Pod).metadata.labels.get_or_insert_default().extend(labels);
                 }
-                labels[key] = Value::from(value.as_str());
             }
+            // The registry copies a binding's labels to the pod.
+            "binding" => {
+                let Some(binding) = attributes.object.as_mut().map(Draft::value) else { return Ok(()) };
+                let target = binding.get("target").filter(|target| text(target, "kind") == "Node");
+                let node = target.map(|target| text(target, "name").to_owned()).unwrap_or_default();
+                for (key, value) in self.labels(&node).await? {
+                    binding.set_label(&key, &value);
+                }
+            }
+            _ => {}
         }
         Ok(())
     }
+
+    /// The labels that pods on the node get.
+    async fn labels(&self, node: &str) -> Result<Vec<(String, String)>, ApiStatus> {
+        if node.is_empty() {
+            return Ok(Vec::new());
+        }
+        let node = self.objects.cached::<Node>("", node).await?;
+        let labels = node.as_ref().and_then(|node| node.metadata.labels.as_ref());
+        let wanted = labels.into_iter().flat_map(|labels| LABELS.map(|key| labels.get_key_value(key)));
+        Ok(wanted.flatten().map(|(key, value)| (key.clone(), value.clone())).collect())
+    }
+}
+
+fn text<'a>(value: &'a Value, member: &str) -> &'a str {
+    value.get(member).and_then(Value::as_str).unwrap_or_default()
 }
 
 impl Plugin for PodTopologyLabels {

@@ -73,13 +73,13 @@ impl ServiceAccountAdmission {
         if attributes.operation != Operation::Create && !is_ephemeral {
             return Ok(());
         }
-        let pod = object!(attributes, Pod).clone();
-        if !is_ephemeral && is_mirror(&pod) {
-            return check_mirror(&pod).map_err(|text| forbidden(attributes, text));
+        let pod = object!(attributes, Pod);
+        if !is_ephemeral && is_mirror(pod) {
+            return check_mirror(pod).map_err(|text| forbidden(attributes, text));
         }
-        let spec = pod.spec.as_ref().cloned().unwrap_or_default();
-        let Some(name) = spec.service_account_name.clone().filter(|name| !name.is_empty()) else {
-            let pod_name = pod.metadata.name.unwrap_or_default();
+        let name = pod.spec.as_ref().and_then(|spec| spec.service_account_name.clone());
+        let Some(name) = name.filter(|name| !name.is_empty()) else {
+            let pod_name = pod.metadata.name.clone().unwrap_or_default();
             let text = format!("no service account specified for pod {}/{pod_name}", attributes.namespace);
             return Err(forbidden(attributes, text));
         };
@@ -87,7 +87,9 @@ impl ServiceAccountAdmission {
         if !enforces_mountable_secrets(&account) {
             return Ok(());
         }
-        check_secrets(&account, &spec, is_ephemeral).map_err(|text| forbidden(attributes, text))
+        let pod = object!(attributes, Pod);
+        let checked = pod.spec.as_ref().map_or(Ok(()), |spec| check_secrets(&account, spec, is_ephemeral));
+        checked.map_err(|text| forbidden(attributes, text))
     }
 
     async fn account(&self, attributes: &mut Attributes, name: &str) -> Result<Arc<ServiceAccount>, ApiStatus> {

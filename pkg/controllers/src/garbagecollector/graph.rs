@@ -38,13 +38,7 @@ impl Owner {
     }
 }
 
-/// The part of an object that matters here.
-#[derive(Deserialize)]
-struct Partial {
-    #[serde(default)]
-    metadata: PartialMeta,
-}
-
+/// The part of an object's metadata that matters here.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct PartialMeta {
@@ -116,7 +110,8 @@ impl Graph {
     /// An object appeared or changed.
     pub(super) fn upsert(&mut self, resource: &SharedResource, object: &StoredObject) -> Work {
         let uid: Uid = object.selection.uid.as_str().into();
-        let Ok(Partial { metadata }) = serde_json::from_slice::<Partial>(&object.json) else { return Work::default() };
+        let metadata = object.metadata_json().unwrap_or(b"{}");
+        let Ok(metadata) = serde_json::from_slice::<PartialMeta>(metadata) else { return Work::default() };
         if uid.is_empty() {
             return Work::default();
         }

@@ -30,8 +30,9 @@ use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::key::ObjectKey;
 use rkube_apimachinery::status::ApiStatus;
 use rkube_storage::{Change, ChangeKind};
+use serde_json::Value;
 
-use crate::encode::{self, EncodeError, Picker};
+use crate::encode::{self, EncodeError, Encoded, Picker};
 use dispatch::{Dispatch, Event, EventKind, Subscription};
 use tree::Tree;
 
@@ -128,6 +129,18 @@ impl Cache {
         known.unwrap_or_else(|| Arc::from(name))
     }
 
+    /// Brings an object into stored form.
+    pub(crate) fn encode(&self, value: &mut Value) -> Result<Encoded, EncodeError> {
+        let bytes = encode::encode(value)?;
+        Ok(Encoded { bytes, selection: self.picker.pick_tree(value) })
+    }
+
+    /// An object that was just written.
+    pub(crate) fn written(&self, key: ObjectKey, revision: u64, stored: Encoded) -> Result<StoredObject, EncodeError> {
+        let json = encode::with_revision(&stored.bytes, revision)?;
+        Ok(StoredObject::new(key, revision, json, stored.selection))
+    }
+
     /// An object as it is in storage.
     pub(crate) fn decode(&self, key: ObjectKey, revision: u64, stored: &Bytes) -> Result<StoredObject, EncodeError> {
         let json = encode::with_revision(stored, revision)?;
@@ -145,10 +158,6 @@ impl Cache {
                 None
             }
         }
-    }
-
-    pub(crate) fn picker(&self) -> &Picker {
-        &self.picker
     }
 
     pub(crate) fn get(&self, key: &ObjectKey) -> Option<Arc<StoredObject>> {

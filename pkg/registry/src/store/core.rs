@@ -16,7 +16,7 @@ use rkube_apimachinery::status::{ApiStatus, OPTIMISTIC_LOCK, Reason};
 use rkube_storage::{Precondition, Revision, StorageError, WriteOutcome};
 
 use crate::cache::Cache;
-use crate::encode;
+use crate::encode::{self, Encoded};
 use crate::hooks::Hooks;
 use crate::managed::Ownership;
 use crate::registry::Shared;
@@ -46,7 +46,7 @@ pub(crate) struct Core {
 /// What an updater makes of an object.
 pub(crate) enum Outcome {
     /// Write this, in stored form.
-    Put(Bytes),
+    Put(Encoded),
     Delete,
     Keep,
 }
@@ -95,7 +95,7 @@ impl Core {
             let decided = updater.update(existing.as_ref()).await;
             let stored = match (decided, &existing) {
                 (Ok(Outcome::Put(stored)), existing) => {
-                    let same = existing.as_ref().is_some_and(|object| is_stored_as(object, &stored));
+                    let same = existing.as_ref().is_some_and(|object| is_stored_as(object, &stored.bytes));
                     if same { Ok(None) } else { Ok(Some(Outcome::Put(stored))) }
                 }
                 (Ok(Outcome::Delete), Some(_)) => Ok(Some(Outcome::Delete)),
@@ -132,7 +132,7 @@ impl Core {
     pub(crate) async fn create(
         &self,
         key: &ObjectKey,
-        stored: Bytes,
+        stored: Encoded,
         dry_run: bool,
     ) -> Result<Result<Arc<StoredObject>, Option<Arc<StoredObject>>>, ApiStatus> {
         let storage_key = self.cache.storage_key(key);
@@ -161,7 +161,7 @@ impl Core {
             Outcome::Put(stored) => {
                 let precondition = revision.map_or(Precondition::Absent, Precondition::Unchanged);
                 let operation = if existing.is_some() { "update" } else { "create" };
-                (storage.put(storage_key.to_owned(), stored.clone(), precondition).await, operation)
+                (storage.put(storage_key.to_owned(), stored.bytes.clone(), precondition).await, operation)
             }
             _ => (storage.delete(storage_key.to_owned(), revision.unwrap_or_default()).await, "delete"),
         };
@@ -178,7 +178,7 @@ impl Core {
                 let (object, change) = match (outcome, existing) {
                     (Outcome::Put(stored), existing) => {
                         let change = if existing.is_some() { ChangeMade::Updated } else { ChangeMade::Created };
-                        (self.object(key, revision.0, &stored)?, change)
+                        (self.written(key, revision.0, stored)?, change)
                     }
                     (_, Some(last)) => {
                         let object = crate::cache::at_revision(&last, revision.0).unwrap_or(last);
@@ -200,18 +200,21 @@ impl Core {
     ) -> Result<Updated, ApiStatus> {
         match (outcome, existing) {
             (Outcome::Put(stored), Some(existing)) => {
-                let object = self.object(key, existing.revision, &stored)?;
+                let object = self.written(key, existing.revision, stored)?;
                 Ok(Updated { object, change: ChangeMade::Updated })
             }
             (Outcome::Put(stored), None) => {
-                let selection =
-                    self.cache.picker().pick(&stored).map_err(|error| ApiStatus::internal(chain(&error)))?;
-                let object = Arc::new(StoredObject::new(key.clone(), 0, stored, selection));
+                let object = Arc::new(StoredObject::new(key.clone(), 0, stored.bytes, stored.selection));
                 Ok(Updated { object, change: ChangeMade::Created })
             }
             (_, Some(object)) => Ok(Updated { object, change: ChangeMade::Deleted }),
             (_, None) => Err(ApiStatus::internal("deleted an object that does not exist")),
         }
+    }
+
+    fn written(&self, key: &ObjectKey, revision: u64, stored: Encoded) -> Result<Arc<StoredObject>, ApiStatus> {
+        let object = self.cache.written(key.clone(), revision, stored);
+        object.map(Arc::new).map_err(|error| ApiStatus::internal(chain(&error)))
     }
 
     fn object(&self, key: &ObjectKey, revision: u64, stored: &Bytes) -> Result<Arc<StoredObject>, ApiStatus> {

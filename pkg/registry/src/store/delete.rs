@@ -20,7 +20,6 @@ use serde_json::Value;
 
 use crate::admission::{Operation, OperationOptions};
 use crate::context::RequestContext;
-use crate::encode;
 use crate::metadata::{DELETE_DEPENDENTS, ORPHAN_DEPENDENTS};
 use crate::options::{DeleteOptions, ListOptions};
 use crate::store::core::{ChangeMade, Outcome, Updated, Updater, decode_status};
@@ -237,7 +236,7 @@ impl Delete<'_> {
             }
         }
         self.made = Made::Marked;
-        put(object)
+        self.put(object)
     }
 
     /// Decides about graceful deletion and marks the object for it.
@@ -360,7 +359,12 @@ impl Delete<'_> {
         let finalizers = with_policy(namespace, orphan, foreground);
         namespace.set_finalizers(finalizers);
         self.made = Made::Marked;
-        put(namespace).unwrap_or(Outcome::Keep)
+        self.put(namespace).unwrap_or(Outcome::Keep)
+    }
+
+    fn put(&self, object: &mut Value) -> Result<Outcome, ApiStatus> {
+        let encoded = self.store.core.cache.encode(object);
+        encoded.map(Outcome::Put).map_err(|error| ApiStatus::internal(chain(&error)))
     }
 }
 
@@ -382,8 +386,4 @@ fn raise_generation(object: &mut Value) {
     if generation > 0 {
         object.set_generation(generation + 1);
     }
-}
-
-fn put(object: &mut Value) -> Result<Outcome, ApiStatus> {
-    encode::encode(object).map(Outcome::Put).map_err(|error| ApiStatus::internal(chain(&error)))
 }

@@ -196,7 +196,7 @@ impl Rewrite<'_> {
         owners.give_back(&scale, &mut new)?;
         attributes.object = Some(Draft::new(scale));
         request.context.admission.validate(&mut attributes).await?;
-        match request.build_update(new, &old, existing, &mut attributes).await? {
+        match request.build_update(Draft::new(new), &old, existing, &mut attributes).await? {
             BuiltUpdate::Changed(stored, transaction) => {
                 self.transaction = transaction;
                 Ok(Outcome::Put(stored))

@@ -8,7 +8,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use rkube_api::StoredObject;
 use rkube_api::draft::Draft;
 use rkube_apimachinery::chain::chain;
@@ -24,19 +23,19 @@ use serde_json::Value;
 
 use crate::admission::{Attributes, Operation, OperationOptions};
 use crate::context::RequestContext;
-use crate::encode;
+use crate::encode::Encoded;
 use crate::hooks::Transaction;
 use crate::managed;
 use crate::metadata;
 use crate::options::{CreateOptions, UpdateOptions};
-use crate::store::core::{Core, decode_status};
+use crate::store::core::decode_status;
 use crate::store::delete::has_spec_finalizers;
 use crate::store::rewrite::Source;
 use crate::store::{Answer, Store, Target, Written};
 use crate::strategy::{SharedStrategy, StrategyContext};
 
 /// Attempts at a generated name: with 27^5 suffixes eight in a row clash once in a million names a thousandth
-/// of the time.
+/// of the time. Only when another create takes the name that was found free does the client have to try again.
 const GENERATED_NAMES_MAX: usize = 8;
 
 /// One write request, as its steps need it.
@@ -104,41 +103,64 @@ impl<'a> WriteRequest<'a> {
 
     /// Fills in what a client may leave out. The result is JSON again: field ownership is counted on it.
     pub(crate) fn default(&self, value: Value) -> Result<Value, ApiStatus> {
+        let mut value = self.default_new(value)?.into_value();
+        self.canonicalize(&mut value);
+        Ok(value)
+    }
+
+    fn default_new(&self, value: Value) -> Result<Draft, ApiStatus> {
         let mut draft = Draft::new(value);
         // Defaults are the kind's, whichever subresource is written.
+        self.store.core.strategy.default(&mut draft).map_err(|error| decode_status(&error))?;
+        Ok(draft)
+    }
+
+    fn canonicalize(&self, value: &mut Value) {
         let core = &self.store.core;
-        core.strategy.default(&mut draft).map_err(|error| decode_status(&error))?;
-        let mut value = draft.into_value();
-        canonicalize(&mut value, &core.schema, core.ownership.ty());
-        Ok(value)
+        canonicalize(value, &core.schema, core.ownership.ty());
     }
 
     /// Mutating admission, for a body in the stored version.
-    pub(crate) async fn admit(&self, attributes: &mut Attributes) -> Result<Value, ApiStatus> {
+    pub(crate) async fn admit(&self, attributes: &mut Attributes) -> Result<Draft, ApiStatus> {
         self.context.admission.admit(attributes).await?;
-        let mut value = take(attributes)?.into_value();
-        if let Some(warning) = metadata::dedup_owner_references(&mut value, true) {
+        take(attributes)
+    }
+
+    /// Brings the metadata of a new object into order.
+    fn complete(&self, object: &mut Value) -> Result<(ObjectKey, ErrorList), ApiStatus> {
+        let core = &self.store.core;
+        let shared = &core.shared;
+        self.dedup_owners(object);
+        object.set_creation_timestamp(Some(shared.clock.now()));
+        object.set_uid(&new_uid(shared.random.as_ref()));
+        metadata::ensure_namespace(object, core.namespaced, &self.target.namespace)?;
+        if object.name().is_empty() && !object.generate_name().is_empty() {
+            let name = self.free_name(object.namespace(), object.generate_name());
+            object.set_name(&name);
+        }
+        Ok((object.key(), metadata::validate_new(object, core.namespaced)))
+    }
+
+    /// A name that nobody has, as far as the cache knows.
+    fn free_name(&self, namespace: &str, generate_name: &str) -> String {
+        let core = &self.store.core;
+        let new_name = || random::generate_name(core.shared.random.as_ref(), generate_name);
+        let is_free = |name: &String| core.cache.get(&ObjectKey::new(namespace, name.as_str())).is_none();
+        (1..GENERATED_NAMES_MAX).map(|_| new_name()).find(is_free).unwrap_or_else(new_name)
+    }
+
+    fn dedup_owners(&self, object: &mut Value) {
+        if let Some(warning) = metadata::dedup_owner_references(object, true) {
             self.context.warn(warning);
         }
-        Ok(value)
     }
 
     /// Everything between mutating admission and storage, for a new object.
-    pub(super) async fn build_new(&self, mut value: Value, attributes: &mut Attributes) -> Result<Built, ApiStatus> {
+    pub(super) async fn build_new(&self, mut draft: Draft, attributes: &mut Attributes) -> Result<Built, ApiStatus> {
         let core = &self.store.core;
-        let shared = &core.shared;
-        value.set_creation_timestamp(Some(shared.clock.now()));
-        value.set_uid(&new_uid(shared.random.as_ref()));
-        let generate_name = value.generate_name();
-        if value.name().is_empty() && !generate_name.is_empty() {
-            let name = random::generate_name(shared.random.as_ref(), generate_name);
-            value.set_name(&name);
-        }
-        metadata::ensure_namespace(&mut value, core.namespaced, &self.target.namespace)?;
-        let metadata_errors = metadata::validate_new(&value, core.namespaced);
-        let key = value.key();
+        let completed = draft.change_metadata(|object| self.complete(object));
+        let (key, metadata_errors) = completed.map_err(|error| decode_status(&error))??;
 
-        let mut draft = Draft::new(value);
         let transaction = core.hooks.begin_create(&mut draft, self.dry_run).await?;
         let strategy = &core.strategy;
         let context = self.strategy_context();
@@ -158,14 +180,14 @@ impl<'a> WriteRequest<'a> {
         attributes.object = Some(draft);
         attributes.name = key.name.clone();
         self.context.admission.validate(attributes).await?;
-        let stored = encode_object(core, take(attributes)?.into_value())?;
+        let stored = self.encode(take(attributes)?.into_value())?;
         Ok(Built { key, stored, transaction })
     }
 
     /// Everything between mutating admission and storage, for a change.
     pub(super) async fn build_update(
         &self,
-        mut value: Value,
+        mut draft: Draft,
         old: &Value,
         existing: &Arc<StoredObject>,
         attributes: &mut Attributes,
@@ -173,26 +195,9 @@ impl<'a> WriteRequest<'a> {
         let core = &self.store.core;
         let resource = self.store.row.group_resource();
         let name = &self.target.name;
-        self.check_version(&mut value, existing)?;
-        metadata::ensure_namespace(&mut value, core.namespaced, &self.target.namespace)?;
+        let completed = draft.change_metadata(|object| self.complete_update(object, old, existing));
+        let mut errors = completed.map_err(|error| decode_status(&error))??;
 
-        value.set_generation(old.generation());
-        if value.uid().is_empty() {
-            value.set_uid(old.uid());
-        }
-        let keep = |field: &str, value: &mut Value| {
-            if let Some(known) = old.meta_field(field).filter(|known| !known.is_null()) {
-                value.set_meta_field(field, known.clone());
-            }
-        };
-        keep("creationTimestamp", &mut value);
-        keep("deletionTimestamp", &mut value);
-        if value.deletion_grace_period_seconds().is_none() {
-            keep("deletionGracePeriodSeconds", &mut value);
-        }
-        let mut errors = metadata::validate_update(&value, old, core.namespaced);
-
-        let mut draft = Draft::new(value);
         let transaction = if self.target.subresource.is_empty() {
             core.hooks.begin_update(&mut draft, existing, self.dry_run).await?
         } else {
@@ -212,14 +217,15 @@ impl<'a> WriteRequest<'a> {
             self.context.warn(warning);
         }
         strategy.canonicalize(&mut draft).map_err(typed)?;
-        managed::keep_times_if_unchanged(old, draft.value());
 
         attributes.object = Some(draft);
         // A scale was admitted as a scale.
         if self.target.subresource != "scale" {
             self.context.admission.validate(attributes).await?;
         }
-        let value = take(attributes)?.into_value();
+        let mut value = take(attributes)?.into_value();
+        self.canonicalize(&mut value);
+        managed::keep_times_if_unchanged(old, &mut value);
         if value.name() != &**name {
             return Err(ApiStatus::conflict(&resource, name, "the name of the object was changed"));
         }
@@ -231,7 +237,53 @@ impl<'a> WriteRequest<'a> {
         if finished {
             return Ok(BuiltUpdate::Finished(value));
         }
-        Ok(BuiltUpdate::Changed(encode_object(core, value)?, transaction))
+        Ok(BuiltUpdate::Changed(self.encode_canonical(value)?, transaction))
+    }
+
+    /// Brings the metadata of a changed object into order.
+    fn complete_update(
+        &self,
+        object: &mut Value,
+        old: &Value,
+        existing: &StoredObject,
+    ) -> Result<ErrorList, ApiStatus> {
+        let namespaced = self.store.core.namespaced;
+        self.dedup_owners(object);
+        self.check_version(object, existing)?;
+        metadata::ensure_namespace(object, namespaced, &self.target.namespace)?;
+
+        object.set_generation(old.generation());
+        if object.uid().is_empty() {
+            object.set_uid(old.uid());
+        }
+        let keep = |field: &str, object: &mut Value| {
+            if let Some(known) = old.meta_field(field).filter(|known| !known.is_null()) {
+                object.set_meta_field(field, known.clone());
+            }
+        };
+        keep("creationTimestamp", object);
+        keep("deletionTimestamp", object);
+        if object.deletion_grace_period_seconds().is_none() {
+            keep("deletionGracePeriodSeconds", object);
+        }
+        Ok(metadata::validate_update(object, old, namespaced))
+    }
+
+    /// Encodes for storage. Typed values leave out what Go writes; a stored object has one form.
+    fn encode(&self, mut value: Value) -> Result<Encoded, ApiStatus> {
+        self.canonicalize(&mut value);
+        self.encode_canonical(value)
+    }
+
+    /// Field ownership is given up rather than the write, when that makes the object fit.
+    fn encode_canonical(&self, mut value: Value) -> Result<Encoded, ApiStatus> {
+        let cache = &self.store.core.cache;
+        let stored = cache.encode(&mut value).map_err(|error| ApiStatus::bad_request(chain(&error).to_string()))?;
+        if stored.bytes.len() <= MAX_VALUE_BYTES || value.managed_fields().is_empty() {
+            return Ok(stored);
+        }
+        value.set_managed_fields(Vec::new());
+        cache.encode(&mut value).map_err(|error| ApiStatus::internal(chain(&error)))
     }
 
     /// A version in the body must be the stored one; without one the kind decides whether that is allowed.
@@ -265,30 +317,18 @@ impl<'a> WriteRequest<'a> {
 
 pub(super) struct Built {
     key: ObjectKey,
-    pub(super) stored: Bytes,
+    pub(super) stored: Encoded,
     pub(super) transaction: Option<Box<dyn Transaction>>,
 }
 
 pub(super) enum BuiltUpdate {
-    Changed(Bytes, Option<Box<dyn Transaction>>),
+    Changed(Encoded, Option<Box<dyn Transaction>>),
     /// The last finalizer of a deleted object is gone.
     Finished(Value),
 }
 
 pub(super) fn take(attributes: &mut Attributes) -> Result<Draft, ApiStatus> {
     attributes.object.take().ok_or_else(|| ApiStatus::internal("admission removed the object"))
-}
-
-/// Field ownership is given up rather than the write, when that makes the object fit.
-fn encode_object(core: &Core, mut value: Value) -> Result<Bytes, ApiStatus> {
-    // Typed values leave out what Go writes; a stored object has one form.
-    canonicalize(&mut value, &core.schema, core.ownership.ty());
-    let stored = encode::encode(&mut value).map_err(|error| ApiStatus::bad_request(chain(&error).to_string()))?;
-    if stored.len() <= MAX_VALUE_BYTES || value.managed_fields().is_empty() {
-        return Ok(stored);
-    }
-    value.set_managed_fields(Vec::new());
-    encode::encode(&mut value).map_err(|error| ApiStatus::internal(chain(&error)))
 }
 
 /// Generic and kind-specific rules may find the same fault.
@@ -328,35 +368,17 @@ impl Store {
         if let Some(warning) = metadata::dedup_owner_references(&mut value, false) {
             context.warn(warning);
         }
-        let mut value = request.default(value)?;
-        request.managed().update(None, &mut value);
-
         let name = Arc::from(value.name());
-        let operation = OperationOptions::Create(options.clone());
-        let mut attributes = request.attributes(Operation::Create, name, Some(Draft::new(value)), None, operation);
-        let value = request.admit(&mut attributes).await?;
-
-        let generated = value.name().is_empty() && !value.generate_name().is_empty();
-        if !generated {
-            return self.create_once(&request, value, &mut attributes).await;
-        }
-        for _ in 1..GENERATED_NAMES_MAX {
-            match self.create_once(&request, value.clone(), &mut attributes).await {
-                Err(status) if status.is_already_exists() => {}
-                other => return other,
-            }
-        }
-        self.create_once(&request, value, &mut attributes).await
-    }
-
-    async fn create_once(
-        &self,
-        request: &WriteRequest<'_>,
-        value: Value,
-        attributes: &mut Attributes,
-    ) -> Result<Answer, ApiStatus> {
         let generated = !value.generate_name().is_empty();
-        let built = request.build_new(value, attributes).await?;
+        let mut draft = request.default_new(value)?;
+        draft.own_fields(|value| {
+            request.canonicalize(value);
+            request.managed().update(None, value);
+        });
+        let operation = OperationOptions::Create(options.clone());
+        let mut attributes = request.attributes(Operation::Create, name, Some(draft), None, operation);
+        let draft = request.admit(&mut attributes).await?;
+        let built = request.build_new(draft, &mut attributes).await?;
         let created = self.core.create(&built.key, built.stored, request.dry_run).await?;
         match created {
             Ok(object) => {

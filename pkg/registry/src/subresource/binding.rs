@@ -88,8 +88,9 @@ impl Store {
             let scheduled = Condition { kind: "PodScheduled", status: "True", ..Condition::default() };
             set_pod_condition(pod, &scheduled, now)
         };
-        let mut raw = Raw { resource: &resource, name: &target.name, preconditions: Some(&preconditions), change };
-        self.core().guaranteed_update(&resource, &self.key(target), dry_run, &mut raw).await?;
+        let (core, name) = (self.core(), &target.name);
+        let mut raw = Raw { core, resource: &resource, name, preconditions: Some(&preconditions), change };
+        core.guaranteed_update(&resource, &self.key(target), dry_run, &mut raw).await?;
         Ok(())
     }
 }

@@ -184,8 +184,9 @@ impl Store {
             Ok(())
         };
         let key = budgets.key(&Target::new(target.namespace.clone(), budget));
-        let mut raw = Raw { resource: &resource, name: budget, preconditions: None, change };
-        budgets.core().guaranteed_update(&resource, &key, dry_run, &mut raw).await?;
+        let core = budgets.core();
+        let mut raw = Raw { core, resource: &resource, name: budget, preconditions: None, change };
+        core.guaranteed_update(&resource, &key, dry_run, &mut raw).await?;
         Ok(())
     }
 
@@ -201,9 +202,9 @@ impl Store {
                 ..Condition::default()
             };
             let change = |pod: &mut Value| set_pod_condition(pod, &condition, now);
-            let mut raw =
-                Raw { resource: &resource, name: &target.name, preconditions: options.preconditions.as_ref(), change };
-            let updated = self.core().guaranteed_update(&resource, &self.key(target), false, &mut raw).await?;
+            let (core, name, preconditions) = (self.core(), &target.name, options.preconditions.as_ref());
+            let mut raw = Raw { core, resource: &resource, name, preconditions, change };
+            let updated = core.guaranteed_update(&resource, &self.key(target), false, &mut raw).await?;
             if let Some(preconditions) = options.preconditions.as_mut().filter(|p| p.resource_version.is_some()) {
                 // The version asked for was the one before our own change.
                 preconditions.resource_version = Some(updated.object.revision.to_string());

@@ -14,12 +14,12 @@ use rkube_apimachinery::gvk::GroupResource;
 use rkube_apimachinery::status::ApiStatus;
 use serde_json::Value;
 
-use crate::encode;
 use crate::options::Preconditions;
-use crate::store::core::{Outcome, Updater};
+use crate::store::core::{Core, Outcome, Updater};
 
 /// A change by the server itself, past strategies and admission, as upstream makes it for these subresources.
 struct Raw<'a, F> {
+    core: &'a Core,
     resource: &'a GroupResource,
     name: &'a str,
     preconditions: Option<&'a Preconditions>,
@@ -47,7 +47,7 @@ where
         let mut value =
             existing.value().map_err(|error| ApiStatus::internal(format!("reading {}: {error}", existing.key)))?;
         (self.change)(&mut value)?;
-        encode::encode(&mut value).map(Outcome::Put).map_err(|error| ApiStatus::internal(chain(&error)))
+        self.core.cache.encode(&mut value).map(Outcome::Put).map_err(|error| ApiStatus::internal(chain(&error)))
     }
 }
 

@@ -40,7 +40,8 @@ pub fn validate(pod: &Pod) -> ErrorList {
     let mut errors = ErrorList::new();
     let options = PodOptions::for_pod(None);
     validate_metadata_and_spec(pod, &options, &mut errors);
-    let spec = pod.spec.clone().unwrap_or_default();
+    let default = PodSpec::default();
+    let spec = pod.spec.as_ref().unwrap_or(&default);
     let path = Path::new("spec");
     if !spec.ephemeral_containers.items().is_empty() {
         errors.forbidden(path.child("ephemeralContainers"), "cannot be set on create");
@@ -48,7 +49,7 @@ pub fn validate(pod: &Pod) -> ErrorList {
     if !spec.node_name.is_blank() && !spec.scheduling_gates.items().is_empty() {
         errors.forbidden(path.child("nodeName"), "cannot be set until all schedulingGates have been cleared");
     }
-    validate_annotations_match_fields(&pod.metadata, &spec, &path, &mut errors);
+    validate_annotations_match_fields(&pod.metadata, spec, &path, &mut errors);
     errors
 }
 

@@ -29,8 +29,9 @@ const DEPRECATED_ANNOTATIONS: [(&str, &str); 3] = [
 const NULL_SELECTOR: &str = "a null labelSelector results in matching no pod";
 
 pub fn warnings(pod: &Pod) -> Vec<String> {
-    let spec = pod.spec.clone().unwrap_or_default();
-    Walk { spec: &spec, meta: &pod.metadata, path: Path::root(), template: false, warnings: Vec::new() }.run()
+    let default = PodSpec::default();
+    let spec = pod.spec.as_ref().unwrap_or(&default);
+    Walk { spec, meta: &pod.metadata, path: Path::root(), template: false, warnings: Vec::new() }.run()
 }
 
 /// Upstream takes the old template and ignores it; callers say whether the template changed.
@@ -39,8 +40,9 @@ pub(crate) fn template_warnings(
     _old: Option<&PodTemplateSpec>,
     path: &Path,
 ) -> Vec<String> {
-    let (spec, meta) = (template.spec.clone().unwrap_or_default(), template.metadata.clone().unwrap_or_default());
-    Walk { spec: &spec, meta: &meta, path: path.clone(), template: true, warnings: Vec::new() }.run()
+    let (no_spec, no_meta) = (PodSpec::default(), ObjectMeta::default());
+    let (spec, meta) = (template.spec.as_ref().unwrap_or(&no_spec), template.metadata.as_ref().unwrap_or(&no_meta));
+    Walk { spec, meta, path: path.clone(), template: true, warnings: Vec::new() }.run()
 }
 
 /// What replaced a node label, as a sentence.
