@@ -69,6 +69,13 @@ impl Client {
         client
     }
 
+    /// The same client, its name followed by the part of the component that acts. The manager of fields stays the
+    /// component.
+    #[must_use]
+    pub fn acting_as(&self, part: &str) -> Self {
+        self.with_user_agent(&format!("{}/{part}", self.user_agent.to_str().unwrap_or_default()))
+    }
+
     /// The same client with another limit per try.
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {

@@ -47,13 +47,13 @@ impl ControllerContext {
         self.client.clock()
     }
 
-    /// A client that acts as the controller and names it in its user agent.
+    /// A client that acts as the controller and names it in its user agent, after the component it is part of.
     pub fn client_for(&self, name: &str) -> Client {
         let client = match (&self.as_account, service_account(name)) {
             (Some(as_account), Some(account)) => as_account(account),
             _ => self.client.clone(),
         };
-        client.with_user_agent(&format!("rkube/{name}"))
+        client.acting_as(name)
     }
 
     pub fn queue<T: rkube_client::workqueue::Item>(&self, name: &'static str) -> WorkQueue<T> {

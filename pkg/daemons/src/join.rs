@@ -238,7 +238,8 @@ impl Joiner {
 
     fn over(&self, http: HttpClient) -> Client {
         let transport = RemoteTransport::new(http, HeaderValue::from_static("rkube-agent"));
-        Client::new(Arc::new(transport), self.clock.clone(), Arc::clone(&self.random))
+        let client = Client::new(Arc::new(transport), self.clock.clone(), Arc::clone(&self.random));
+        client.with_user_agent(&crate::version::user_agent("kubelet"))
     }
 
     /// A certificate of an earlier start, if it is of this authority and lasts.

@@ -61,6 +61,10 @@ struct Expiry {
 /// Deletes events an hour after they were last written.
 pub(crate) async fn expire_events(events: Store, ttl: Duration, stop: CancellationToken) {
     while let Some(()) = stop.run_until_cancelled(expire_until_lagging(&events, ttl)).await {
+        // At shutdown the feed may end before this task is told.
+        if stop.is_cancelled() {
+            return;
+        }
         tracing::warn!("The expiry of events fell behind and begins anew");
     }
 }

@@ -88,7 +88,7 @@ impl State {
         }
     }
 
-    fn after_unfit(&mut self, queued: Queued, profile: &Profile, mut diagnosis: Diagnosis, now: Duration) -> Step {
+    fn after_unfit(&mut self, queued: Queued, profile: &Profile, mut diagnosis: Box<Diagnosis>, now: Duration) -> Step {
         let profile = (queued.profile, profile);
         let outcome =
             preempt::preempt(&mut self.decider, &mut self.cluster, &self.budgets, profile, &queued.info, &diagnosis);
@@ -120,7 +120,9 @@ impl State {
         preemption: Option<Preemption>,
         now: Duration,
     ) -> Step {
-        self.queue.unfit(&queued.info.uid, plugins, now);
+        let victims = preemption.iter().flat_map(|preemption| &preemption.victims);
+        let victims = victims.map(|victim| Arc::clone(&victim.uid)).collect();
+        self.queue.unfit(&queued.info.uid, plugins, victims, now);
         Step::Unfit { queued, message, plugins, preemption, clear_nomination: false }
     }
 
@@ -141,7 +143,7 @@ impl State {
             self.queue.failed(&info.uid, now);
         }
         if was_assumed {
-            self.queue.event(&Event::PodRemoved(info, &self.cluster.namespaces), now);
+            self.queue.pod_removed(info, &self.cluster.namespaces, now);
         }
         true
     }
@@ -185,11 +187,11 @@ impl State {
             // Room that was kept for it is free.
             return promised && {
                 let info = PodInfo::new(Arc::new(pod.clone()));
-                self.queue.event(&Event::PodRemoved(&info, &self.cluster.namespaces), now)
+                self.queue.pod_removed(&info, &self.cluster.namespaces, now)
             };
         };
         self.cluster.remove_pod(uid);
-        self.queue.event(&Event::PodRemoved(&info, &self.cluster.namespaces), now)
+        self.queue.pod_removed(&info, &self.cluster.namespaces, now)
     }
 
     fn pod_on_node(&mut self, pod: &Arc<Pod>, node: &str, now: Duration) -> bool {

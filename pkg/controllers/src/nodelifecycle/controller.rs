@@ -47,6 +47,8 @@ struct State {
     zones: BTreeMap<String, Duration>,
     /// Whether no node at all is ready.
     all_down: bool,
+    /// Whether a node has been ready since the start: before that nothing is lost that could come back.
+    had_ready: bool,
     readiness: Readiness,
 }
 
@@ -220,13 +222,18 @@ impl NodeController {
     fn all_down(&self, zones: &BTreeMap<String, (usize, usize)>) -> bool {
         let all_down = !zones.is_empty() && zones.values().all(|(ready, _)| *ready == 0);
         let mut state = self.state.lock();
+        let had_ready = state.had_ready;
+        state.had_ready |= !all_down && !zones.is_empty();
         if state.all_down != all_down {
             state.all_down = all_down;
             let now = self.clock.monotonic();
-            if all_down {
-                info!("No node is ready, nothing is evicted");
-            } else {
-                info!("Some nodes are ready again, evictions go on");
+            match all_down {
+                true if had_ready => info!("No node is ready, nothing is evicted"),
+                false if had_ready => info!("Some nodes are ready again, evictions go on"),
+                // The first node of a cluster was not ready yet.
+                _ => {}
+            }
+            if !all_down {
                 state.health.values_mut().for_each(|health| health.seen_at = now);
             }
             drop(state);

@@ -55,6 +55,8 @@ use crate::component::{Component, component};
 use crate::config::{Datastore, Paths, ServerConfig};
 use crate::node::{self, ClusterFacts, NodeError, Trust};
 
+/// Who the controllers are in user agents and managed fields.
+const CONTROLLER_MANAGER: &str = "kube-controller-manager";
 /// Where the service accounts of controllers are.
 const CONTROLLERS_NAMESPACE: &str = "kube-system";
 
@@ -278,34 +280,40 @@ impl ControlPlane {
             ..managers::controller_config(&config, &certificates.tree.cluster)
         };
         let leadership = Leadership::new(&config, advertise);
-        let manager = client_as(&api, named("system:kube-controller-manager", &[]), &clock, &random);
+        let manager =
+            client_as(&api, CONTROLLER_MANAGER, named("system:kube-controller-manager", &[]), &clock, &random);
         let accounts = as_account(&api, &clock, &random);
         let controllers = managers::controllers(manager, accounts, Arc::new(settings.clone()), leadership.clone());
         let node = match &config.agent {
             Some(agent) => {
                 let name = format!("system:node:{}", agent.node_name);
                 let folder = Paths::new(&config.data_dir).agent();
-                let client = client_as(&api, named(&name, &["system:nodes"]), &clock, &random);
+                let client = client_as(&api, "kubelet", named(&name, &["system:nodes"]), &clock, &random);
                 let trust = Trust { authority: root_ca.clone(), serving: certificates.kubelet_serving.clone() };
                 node::components(agent, folder, &cluster, &client, &clock, trust, &["kube-apiserver"])?
             }
             None => Vec::new(),
         };
-        let scheduler = client_as(&api, named("system:kube-scheduler", &[]), &clock, &random);
+        let scheduler = client_as(&api, "kube-scheduler", named("system:kube-scheduler", &[]), &clock, &random);
         let scheduler = managers::scheduler(scheduler_config, scheduler, &clock, &random, leadership);
         let folder = manifests::Settings {
             folder: Paths::new(&config.data_dir).manifests(),
             disable: config.disable.iter().cloned().collect(),
             server: address::host_name(),
         };
-        let addons =
-            manifests::manifests(folder, client_as(&api, named("system:rkube-addons", &[MASTERS]), &clock, &random));
+        let addons = manifests::manifests(
+            folder,
+            client_as(&api, "rkube-addons", named("system:rkube-addons", &[MASTERS]), &clock, &random),
+        );
         let own_node = config.agent.as_ref().map(|agent| agent.node_name.clone());
         let role = own_node.map(|name| {
-            role::keep(client_as(&api, named("system:rkube-node-role", &[MASTERS]), &clock, &random), name)
+            role::keep(
+                client_as(&api, "rkube-node-role", named("system:rkube-node-role", &[MASTERS]), &clock, &random),
+                name,
+            )
         });
         // The API server's own work, before and beside the roles it seeds.
-        let seeder = client_as(&api, named("system:apiserver", &[MASTERS]), &clock, &random);
+        let seeder = client_as(&api, "kube-apiserver", named("system:apiserver", &[MASTERS]), &clock, &random);
         let seed = seed::Seed {
             server: format!("https://{}", SocketAddr::new(advertise, config.https_listen_port)),
             authority: root_ca.clone(),
@@ -392,12 +400,13 @@ fn as_account(api: &ApiServer, clock: &SharedClock, random: &SharedRandom) -> As
     Arc::new(move |account| {
         let name = format!("system:serviceaccount:{CONTROLLERS_NAMESPACE}:{account}");
         let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system"];
-        client_as(&api, named(&name, &groups), &clock, &random)
+        client_as(&api, CONTROLLER_MANAGER, named(&name, &groups), &clock, &random)
     })
 }
 
-fn client_as(api: &ApiServer, user: UserInfo, clock: &SharedClock, random: &SharedRandom) -> Client {
-    let agent = user.name.clone();
+/// A client of a component. The component's name is the manager of the fields it writes.
+fn client_as(api: &ApiServer, component: &str, user: UserInfo, clock: &SharedClock, random: &SharedRandom) -> Client {
+    let agent = crate::version::user_agent(component);
     Client::new(api.transport_as(user), clock.clone(), Arc::clone(random)).with_user_agent(&agent)
 }
 

@@ -43,6 +43,8 @@ pub(crate) struct Cluster {
     by_name: HashMap<Arc<str>, Slot>,
     node_count: usize,
     pods: HashMap<Arc<str>, Placed>,
+    /// How many pods on nodes have a priority.
+    priorities: BTreeMap<i32, usize>,
     /// How many of them are assumed.
     assumed: usize,
     pub(crate) namespaces: Namespaces,
@@ -213,8 +215,10 @@ impl Cluster {
             }
             return;
         }
+        let condemned = self.condemned.take(uid);
         self.remove_pod(uid);
         self.place(PodInfo::new(Arc::clone(pod)), node, false);
+        self.condemned.extend(condemned);
     }
 
     /// A pod this scheduler has decided on.
@@ -240,6 +244,11 @@ impl Cluster {
 
     pub(crate) fn pod_count(&self) -> usize {
         self.pods.len()
+    }
+
+    /// The priority of the least important pod on a node.
+    pub(crate) fn lowest_priority(&self) -> Option<i32> {
+        self.priorities.first_key_value().map(|(priority, _)| *priority)
     }
 
     pub(crate) fn pod(&self, uid: &str) -> Option<&Arc<PodInfo>> {
@@ -277,6 +286,7 @@ impl Cluster {
             *self.claims.entry(claim_key(info.namespace(), &name)).or_insert(0) += 1;
         }
         self.assumed += usize::from(assumed);
+        *self.priorities.entry(info.priority).or_insert(0) += 1;
         self.pods.insert(Arc::clone(&info.uid), Placed { info, slot, assumed });
         self.note(slot);
     }
@@ -285,6 +295,12 @@ impl Cluster {
         let Some(Placed { info, slot, assumed }) = self.pods.remove(uid) else { return };
         self.assumed -= usize::from(assumed);
         self.condemned.remove(uid);
+        if let Some(pods) = self.priorities.get_mut(&info.priority) {
+            *pods -= 1;
+            if *pods == 0 {
+                self.priorities.remove(&info.priority);
+            }
+        }
         for name in claim_names(&info.pod) {
             let key = claim_key(info.namespace(), &name);
             if let Some(users) = self.claims.get_mut(&key) {
@@ -375,9 +391,8 @@ impl Cluster {
         self.nominated.get(uid).map(|(_, node)| node)
     }
 
-    /// Names of nodes that are promised to somebody.
-    pub(crate) fn promised_nodes(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.nominated_by_node.keys()
+    pub(crate) fn has_nominations(&self) -> bool {
+        !self.nominated.is_empty()
     }
 
     /// The pods that were promised the node.

@@ -88,8 +88,16 @@ impl NodeState {
 
     /// The node as it would be without some pods.
     pub(crate) fn without(&self, leaves: impl Fn(&PodInfo) -> bool) -> Self {
-        let mut rest = self.clone();
-        rest.pods.retain(|pod| !leaves(pod));
+        let pods = self.pods.iter().filter(|pod| !leaves(pod)).cloned().collect();
+        let mut rest = Self {
+            name: Arc::clone(&self.name),
+            node: self.node.clone(),
+            allocatable: self.allocatable.clone(),
+            requested: self.requested.clone(),
+            pods,
+            images: Arc::clone(&self.images),
+            ..*self
+        };
         for pod in self.pods.iter().filter(|pod| leaves(pod)) {
             rest.forget(pod);
         }

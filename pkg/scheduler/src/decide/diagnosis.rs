@@ -3,7 +3,7 @@
 //! Behaves as pkg/scheduler/framework/types.go (`FitError`), v1.36.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use smallvec::{SmallVec, smallvec};
@@ -39,8 +39,10 @@ pub(crate) struct Diagnosis {
     reasons: BTreeMap<String, usize>,
     /// Who said no; events that concern them bring the pod back.
     pub(crate) plugins: PluginSet,
-    /// Nodes where preemption may help.
-    pub(crate) resolvable: Vec<Slot>,
+    /// How many nodes there are where preemption may help.
+    pub(crate) resolvable: usize,
+    /// Those of them that have the room, and were refused for what is on other nodes.
+    pub(crate) with_room: BTreeSet<Slot>,
     pub(crate) postfilter: String,
     /// How many nodes were looked at.
     looked_at: usize,
@@ -52,20 +54,21 @@ impl Diagnosis {
     }
 
     /// No to every node, by one plugin before any was looked at.
-    pub(crate) fn before_nodes(nodes: usize, plugin: Plugin, message: impl Into<String>) -> Self {
-        let mut diagnosis = Self { nodes, prefilter: Some(message.into()), ..Self::default() };
+    pub(crate) fn before_nodes(nodes: usize, plugin: Plugin, message: impl Into<String>) -> Box<Self> {
+        let mut diagnosis = Box::new(Self { nodes, prefilter: Some(message.into()), ..Self::default() });
         diagnosis.plugins.insert(plugin);
         diagnosis
     }
 
-    pub(crate) fn add(&mut self, slot: Slot, rejection: &Rejection) {
-        self.looked_at += 1;
+    /// So many nodes are refused for the same reasons.
+    pub(crate) fn add(&mut self, rejection: &Rejection, nodes: usize) {
+        self.looked_at += nodes;
         self.plugins.insert(rejection.plugin);
         if rejection.resolvable {
-            self.resolvable.push(slot);
+            self.resolvable += nodes;
         }
         for reason in &rejection.reasons {
-            self.count(reason, 1);
+            self.count(reason, nodes);
         }
     }
 
@@ -115,12 +118,8 @@ mod tests {
     #[test]
     fn messages_are_upstreams() {
         let mut diagnosis = Diagnosis::new(5);
-        for slot in 0..2 {
-            diagnosis.add(slot, &Rejection::resolvable(Plugin::NodeResourcesFit, "Insufficient cpu"));
-        }
-        for slot in 2..5 {
-            diagnosis.add(slot, &Rejection::unresolvable(Plugin::TaintToleration, "node(s) had untolerated taint(s)"));
-        }
+        diagnosis.add(&Rejection::resolvable(Plugin::NodeResourcesFit, "Insufficient cpu"), 2);
+        diagnosis.add(&Rejection::unresolvable(Plugin::TaintToleration, "node(s) had untolerated taint(s)"), 3);
         diagnosis.postfilter = "preemption: 0/5 nodes are available: 2 No preemption victims found for incoming pod, 3 Preemption is not helpful for scheduling.".to_owned();
         expect!["0/5 nodes are available: 2 Insufficient cpu, 3 node(s) had untolerated taint(s). preemption: 0/5 nodes are available: 2 No preemption victims found for incoming pod, 3 Preemption is not helpful for scheduling."].assert_eq(&diagnosis.to_string());
         let conflict = Diagnosis::before_nodes(3, Plugin::NodeAffinity, "pod affinity terms conflict");

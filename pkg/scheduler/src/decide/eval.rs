@@ -43,8 +43,8 @@ pub(crate) struct Eval<'a> {
     pub(crate) round: Round,
     volumes: Option<(&'a Storage, volumes::Plan)>,
     named: Option<BTreeSet<String>>,
-    /// Nodes promised to other pods that are as important.
-    promised: Vec<(Slot, Vec<Arc<PodInfo>>)>,
+    /// Whether nodes are promised to other pods.
+    has_promises: bool,
 }
 
 impl<'a> Eval<'a> {
@@ -57,18 +57,18 @@ impl<'a> Eval<'a> {
         volumes: Option<(&'a Storage, volumes::Plan)>,
         named: Option<BTreeSet<String>>,
     ) -> Self {
-        let mut promised = Vec::new();
-        for name in cluster.promised_nodes() {
-            let others: Vec<_> = cluster
-                .nominated_on(name)
-                .into_iter()
-                .filter(|other| other.priority >= pod.priority && other.uid != pod.uid)
-                .collect();
-            if let Some(slot) = cluster.slot_of(name).filter(|_| !others.is_empty()) {
-                promised.push((slot, others));
-            }
+        let has_promises = cluster.has_nominations();
+        Self { cluster, profile, pod, view, round, volumes, named, has_promises }
+    }
+
+    /// The other pods that are as important and were promised the node.
+    fn promised(&self, node: &NodeState) -> Vec<Arc<PodInfo>> {
+        if !self.has_promises {
+            return Vec::new();
         }
-        Self { cluster, profile, pod, view, round, volumes, named, promised }
+        let mut others = self.cluster.nominated_on(&node.name);
+        others.retain(|other| other.priority >= self.pod.priority && other.uid != self.pod.uid);
+        others
     }
 
     /// Whether only nodes that the pod names come into question.
@@ -86,10 +86,8 @@ impl<'a> Eval<'a> {
 
     /// All nodes that will have the pod.
     pub(crate) fn feasible(&mut self) -> Vec<Slot> {
-        let plain = self.volumes.is_none()
-            && self.round.hard.is_none()
-            && self.round.filters.is_none()
-            && self.promised.is_empty();
+        let plain =
+            self.volumes.is_none() && self.round.hard.is_none() && self.round.filters.is_none() && !self.has_promises;
         let view = self.view;
         let fitting = (0..).zip(&view.nodes).filter(|(_, node)| node.fits()).map(|(slot, _)| slot);
         if plain && self.named.is_none() {
@@ -118,7 +116,7 @@ impl<'a> Eval<'a> {
         }
         let volumes = self.cluster.node(slot).and_then(|node| self.check_volumes(node));
         let rejection = volumes.or_else(|| self.round.check(self.cluster, slot));
-        if rejection.is_some() || self.promised.is_empty() {
+        if rejection.is_some() || !self.has_promises {
             return rejection;
         }
         self.check_beside_promised(slot)
@@ -144,7 +142,10 @@ impl<'a> Eval<'a> {
 
     /// As `check_as`, with the pods the node was promised to on it.
     fn check_with_promised(&mut self, node: &NodeState, slot: Slot) -> Option<Rejection> {
-        let others = self.promised.iter().find(|(promised, _)| *promised == slot).map(|(_, others)| others.clone())?;
+        let others = self.promised(node);
+        if others.is_empty() {
+            return None;
+        }
         let mut crowded = node.clone();
         for other in &others {
             crowded.add(Arc::clone(other));
@@ -180,20 +181,44 @@ impl<'a> Eval<'a> {
     pub(crate) fn diagnose(&mut self) -> Diagnosis {
         let nodes = self.cluster.node_count();
         let mut diagnosis = Diagnosis::new(nodes);
-        let slots = match &self.named {
-            Some(named) => self.slots_named(named),
-            None => self.cluster.nodes().map(|(slot, _)| slot).collect(),
-        };
-        let looked_at = slots.len();
-        for slot in slots {
-            if let Some(rejection) = self.check(slot) {
-                diagnosis.add(slot, &rejection);
+        let view = self.view;
+        match self.named.as_ref().map(|named| self.slots_named(named)) {
+            None => {
+                for (rejection, nodes) in view.rejections() {
+                    diagnosis.add(rejection, nodes);
+                }
+                for slot in view.fitting() {
+                    self.diagnose_fitting(slot, &mut diagnosis);
+                }
+            }
+            Some(named) => {
+                diagnosis.plugins.insert(Plugin::NodeAffinity);
+                let others = nodes.saturating_sub(named.len());
+                diagnosis.count("node(s) didn't satisfy plugin(s) [NodeAffinity]", others);
+                for slot in named {
+                    match view.rejection(view.node(slot)) {
+                        Some(rejection) => diagnosis.add(rejection, 1),
+                        None => self.diagnose_fitting(slot, &mut diagnosis),
+                    }
+                }
             }
         }
-        if self.named.is_some() {
-            diagnosis.plugins.insert(Plugin::NodeAffinity);
-            diagnosis.count("node(s) didn't satisfy plugin(s) [NodeAffinity]", nodes.saturating_sub(looked_at));
-        }
         diagnosis
+    }
+
+    /// Why a node that has the room is refused.
+    fn diagnose_fitting(&mut self, slot: Slot, diagnosis: &mut Diagnosis) {
+        if let Some(rejection) = self.check(slot) {
+            diagnosis.add(&rejection, 1);
+            if rejection.resolvable {
+                diagnosis.with_room.insert(slot);
+            }
+        }
+    }
+
+    /// Whether other pods' leaving the node may help a pod with that diagnosis.
+    pub(crate) fn is_resolvable(&self, diagnosis: &Diagnosis, slot: Slot) -> bool {
+        let refused = self.view.rejection(self.view.node(slot));
+        refused.map_or_else(|| diagnosis.with_room.contains(&slot), |rejection| rejection.resolvable)
     }
 }

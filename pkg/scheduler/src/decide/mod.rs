@@ -36,7 +36,7 @@ pub(crate) enum Verdict {
     Node(Arc<str>),
     /// There are no nodes at all.
     NoNodes,
-    Unfit(Diagnosis),
+    Unfit(Box<Diagnosis>),
 }
 
 /// Decides, with memory of earlier decisions for speed only.
@@ -62,7 +62,7 @@ impl Decider {
         cluster: &'a mut Cluster,
         (profile_index, profile): (usize, &'a Profile),
         pod: &'a Arc<PodInfo>,
-    ) -> Result<Eval<'a>, Diagnosis> {
+    ) -> Result<Eval<'a>, Box<Diagnosis>> {
         let named = named_nodes(cluster, profile, pod)?;
         let volumes = self.storage.plan(cluster, profile, pod);
         let volumes = volumes
@@ -116,13 +116,17 @@ impl Decider {
         };
         match best.and_then(|slot| eval.cluster.node(slot)) {
             Some(node) => Verdict::Node(Arc::clone(&node.name)),
-            None => Verdict::Unfit(eval.diagnose()),
+            None => Verdict::Unfit(Box::new(eval.diagnose())),
         }
     }
 }
 
 /// The only nodes worth a look, if the pod names some.
-fn named_nodes(cluster: &Cluster, profile: &Profile, pod: &PodInfo) -> Result<Option<BTreeSet<String>>, Diagnosis> {
+fn named_nodes(
+    cluster: &Cluster,
+    profile: &Profile,
+    pod: &PodInfo,
+) -> Result<Option<BTreeSet<String>>, Box<Diagnosis>> {
     if !profile.enabled(Point::PreFilter, Plugin::NodeAffinity) {
         return Ok(None);
     }

@@ -77,6 +77,8 @@ pub(crate) struct View {
     /// Nodes that fit whose score is relative to that of others.
     uneven: usize,
     rejections: Vec<Rejection>,
+    /// How many nodes each of them is said to.
+    rejected: Vec<usize>,
     used: u64,
 }
 
@@ -87,6 +89,16 @@ impl View {
 
     pub(crate) fn rejection(&self, view: NodeView) -> Option<&Rejection> {
         self.rejections.get(usize::from(view.rejection).checked_sub(1)?)
+    }
+
+    /// The different reasons of nodes that do not fit, and how many nodes each is said to.
+    pub(crate) fn rejections(&self) -> impl Iterator<Item = (&Rejection, usize)> {
+        self.rejections.iter().zip(self.rejected.iter().copied()).filter(|(_, nodes)| *nodes > 0)
+    }
+
+    /// Nodes that fit, in no order.
+    pub(crate) fn fitting(&self) -> impl Iterator<Item = Slot> {
+        self.ranks.values().flatten().copied()
     }
 
     /// Nodes that fit, the best first, if that does not depend on which nodes are compared.
@@ -100,6 +112,12 @@ impl View {
         let old = std::mem::replace(&mut self.nodes[index], view);
         let uneven = |view: NodeView| usize::from(view.fits() && (view.soft_taints > 0 || view.preference != 0));
         self.uneven = self.uneven + uneven(view) - uneven(old);
+        for (view, change) in [(view, 1), (old, -1)] {
+            let index = usize::from(view.rejection).checked_sub(1);
+            if let Some(count) = index.and_then(|index| self.rejected.get_mut(index)) {
+                *count = count.saturating_add_signed(change);
+            }
+        }
         if old.fits() && view.fits() && old.total == view.total {
             return;
         }
@@ -125,6 +143,7 @@ impl View {
     /// No node, for so many slots.
     fn clear(&mut self, slots: usize) {
         self.rejections.clear();
+        self.rejected.clear();
         self.nodes.clear();
         self.nodes.resize(slots, NodeView::NONE);
         self.places.clear();
@@ -168,6 +187,7 @@ impl View {
         let known = self.rejections.iter().position(|known| *known == rejection);
         let index = known.unwrap_or_else(|| {
             self.rejections.push(rejection);
+            self.rejected.push(0);
             self.rejections.len() - 1
         });
         // Far fewer combinations of reasons exist than fit.

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use rkube_api::k8s::core::v1::Pod;
 use rkube_apimachinery::chain::chain;
 use rkube_apimachinery::task;
@@ -29,17 +30,17 @@ impl Scheduler {
             for pod in &preemption.demoted {
                 scheduler.clear_promise(pod).await;
             }
-            let mut failed = false;
-            for victim in &preemption.victims {
-                if victim.is_terminating() {
-                    continue;
-                }
-                if let Err(error) = scheduler.preempt(&queued, &preemption.node, victim).await {
+            let preempt = async |victim: Arc<PodInfo>| match scheduler.preempt(&queued, &preemption.node, &victim).await
+            {
+                Ok(()) => false,
+                Err(error) => {
                     warn!(victim = %victim.key, error = %chain(&error), "Could not preempt a pod");
                     scheduler.state.lock().pardon(&victim.uid);
-                    failed = true;
+                    true
                 }
-            }
+            };
+            let victims = preemption.victims.iter().filter(|victim| !victim.is_terminating()).cloned();
+            let failed = join_all(victims.map(preempt)).await.contains(&true);
             // After a failure no event may come that brings the preemptor back.
             if failed && scheduler.state.lock().activate(&queued.info.uid, scheduler.now()) {
                 scheduler.wake.notify_one();

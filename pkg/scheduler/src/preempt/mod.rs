@@ -67,16 +67,22 @@ pub(crate) fn preempt(
     if pod.spec().preemption_policy.as_deref() == Some("Never") {
         return Outcome::refused("not eligible due to preemptionPolicy=Never.");
     }
-    if is_making_room(cluster, pod, diagnosis) {
-        return Outcome::refused("not eligible due to a terminating pod on the nominated node.");
-    }
     let nodes = cluster.node_count();
     let random = decider.random();
     let mut failures = Diagnosis::new(nodes);
     let mut candidates = Vec::new();
-    if !diagnosis.resolvable.is_empty() {
+    if diagnosis.resolvable > 0 {
+        // Where nobody is less important there is no point in looking at each node.
+        let hopeless = cluster.lowest_priority().is_none_or(|lowest| lowest >= pod.priority);
         let Ok(mut eval) = decider.eval(cluster, profile, pod) else { return Outcome::default() };
-        candidates = find(&mut eval, budgets, &diagnosis.resolvable, random.as_ref(), &mut failures);
+        if is_making_room(&eval, diagnosis) {
+            return Outcome::refused("not eligible due to a terminating pod on the nominated node.");
+        }
+        if hopeless {
+            failures.add(&no_victims(), diagnosis.resolvable);
+        } else {
+            candidates = find(&mut eval, budgets, diagnosis, random.as_ref(), &mut failures);
+        }
     }
     let Some(best) = choose::best(candidates) else {
         let looked_at = failures.counted();
@@ -89,11 +95,12 @@ pub(crate) fn preempt(
 }
 
 /// Whether pods are leaving the node the pod was promised already, on its behalf.
-fn is_making_room(cluster: &Cluster, pod: &PodInfo, diagnosis: &Diagnosis) -> bool {
+fn is_making_room(eval: &Eval<'_>, diagnosis: &Diagnosis) -> bool {
+    let (cluster, pod) = (eval.cluster, eval.pod);
     let promised = cluster.nomination(&pod.uid).map(|name| &**name).or(pod.nominated_node());
     let Some(slot) = promised.and_then(|name| cluster.slot_of(name)) else { return false };
     // If the node would not do in any case, there is nothing to wait for.
-    if !diagnosis.resolvable.contains(&slot) {
+    if !eval.is_resolvable(diagnosis, slot) {
         return false;
     }
     let Some(node) = cluster.node(slot) else { return false };
@@ -117,20 +124,20 @@ fn is_being_preempted(cluster: &Cluster, pod: &PodInfo) -> bool {
 fn find(
     eval: &mut Eval<'_>,
     budgets: &Budgets,
-    slots: &[Slot],
+    diagnosis: &Diagnosis,
     random: &dyn Random,
     failures: &mut Diagnosis,
 ) -> Vec<Candidate> {
     let budgets = budgets.now();
-    let percentage = slots.len() * eval.profile.min_candidate_nodes_percentage / 100;
-    let enough = percentage.max(eval.profile.min_candidate_nodes_absolute).min(slots.len());
-    let offset = usize::try_from(random::below(random, slots.len() as u64)).unwrap_or(0);
+    let percentage = diagnosis.resolvable * eval.profile.min_candidate_nodes_percentage / 100;
+    let enough = percentage.max(eval.profile.min_candidate_nodes_absolute).min(diagnosis.resolvable);
+    let slots = Slot::try_from(eval.cluster.slots()).unwrap_or(Slot::MAX);
+    let offset = Slot::try_from(random::below(random, slots.into())).unwrap_or(0);
     let mut candidates: Vec<Candidate> = Vec::new();
     let mut without_violations = 0;
-    let (before, after) = slots.split_at(offset);
-    for slot in after.iter().chain(before) {
-        let Some(node) = eval.cluster.node(*slot) else { continue };
-        match select_victims(eval, &budgets, *slot, node) {
+    for slot in (offset..slots).chain(0..offset) {
+        let Some(node) = eval.cluster.node(slot).filter(|_| eval.is_resolvable(diagnosis, slot)) else { continue };
+        match select_victims(eval, &budgets, slot, node) {
             Ok(candidate) => {
                 without_violations += usize::from(candidate.violations == 0);
                 candidates.push(candidate);
@@ -138,10 +145,14 @@ fn find(
                     break;
                 }
             }
-            Err(rejection) => failures.add(*slot, &rejection),
+            Err(rejection) => failures.add(&rejection, 1),
         }
     }
     candidates
+}
+
+fn no_victims() -> Rejection {
+    Rejection::unresolvable(Plugin::DefaultPreemption, "No preemption victims found for incoming pod")
 }
 
 /// Takes all less important pods off the node, then lets back whom it can, the most important first.
@@ -154,8 +165,7 @@ fn select_victims(
     let priority = eval.pod.priority;
     let mut potential: Vec<_> = node.pods.iter().filter(|other| other.priority < priority).cloned().collect();
     if potential.is_empty() {
-        let reason = "No preemption victims found for incoming pod";
-        return Err(Rejection::unresolvable(Plugin::DefaultPreemption, reason));
+        return Err(no_victims());
     }
     let mut rest = node.without(|other| other.priority < priority);
     for victim in &potential {
@@ -187,8 +197,7 @@ fn select_victims(
     }
     if victims.is_empty() {
         // Only promises to others stand in the way, or the pod fits after all and is tried again.
-        let reason = "No preemption victims found for incoming pod";
-        return Err(Rejection::unresolvable(Plugin::DefaultPreemption, reason));
+        return Err(no_victims());
     }
     victims.sort_by_key(|pod| Reverse(choose::importance(pod)));
     Ok(Candidate { node: Arc::clone(&node.name), victims, violations })

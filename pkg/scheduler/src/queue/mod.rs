@@ -13,8 +13,10 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use crate::config::{Profile, SchedulerConfig};
-use crate::model::pod::PodInfo;
+use crate::model::pod::{Namespaces, PodInfo};
 use crate::plugins::{Plugin, PluginSet, Point};
 use crate::queue::hints::Event;
 
@@ -44,8 +46,10 @@ enum Place {
     Backoff {
         error: bool,
     },
+    /// A pod that has victims waits for them, and is not disturbed when those of others leave.
     Unschedulable {
         group: String,
+        has_victims: bool,
     },
     Gated,
     InFlight,
@@ -59,6 +63,8 @@ struct Group {
     plugins: PluginSet,
     like: Arc<PodInfo>,
     uids: HashSet<Arc<str>>,
+    /// Members that have victims.
+    preemptors: HashSet<Arc<str>>,
 }
 
 /// How many pods are where.
@@ -82,6 +88,9 @@ pub(crate) struct Queue {
     /// By when they came here.
     unschedulable: BTreeSet<(Duration, u64, Arc<str>)>,
     groups: HashMap<String, Group>,
+    /// The pods that a waiting pod has chosen to leave and that have not, and for whom a pod is to leave.
+    victims: HashMap<Arc<str>, HashSet<Arc<str>>>,
+    preemptors: HashMap<Arc<str>, SmallVec<[Arc<str>; 1]>>,
     gated: usize,
     sequence: u64,
 }
@@ -98,6 +107,8 @@ impl Queue {
             backoff: BTreeSet::new(),
             unschedulable: BTreeSet::new(),
             groups: HashMap::new(),
+            victims: HashMap::new(),
+            preemptors: HashMap::new(),
             gated: 0,
             sequence: 0,
         }
@@ -190,7 +201,8 @@ impl Queue {
     }
 
     /// No node will have the pod. It waits for an event that concerns `plugins`; with none of them, it backs off.
-    pub(crate) fn unfit(&mut self, uid: &str, plugins: PluginSet, now: Duration) {
+    /// With `victims` it waits first of all for these to leave.
+    pub(crate) fn unfit(&mut self, uid: &str, plugins: PluginSet, victims: HashSet<Arc<str>>, now: Duration) {
         if plugins.is_empty() {
             return self.failed(uid, now);
         }
@@ -198,12 +210,37 @@ impl Queue {
         let Some(queued) = self.pods.get_mut(uid) else { return };
         queued.backoff_until = now + backoff;
         let group = group_key(&queued.info, plugins);
-        queued.place = Place::Unschedulable { group: group.clone() };
+        let has_victims = !victims.is_empty();
+        queued.place = Place::Unschedulable { group: group.clone(), has_victims };
         let (key, uid) = ((queued.since, queued.sequence, Arc::clone(&queued.info.uid)), Arc::clone(&queued.info.uid));
         let like = Arc::clone(&queued.info);
         self.unschedulable.insert(key);
-        let fresh = || Group { plugins, like, uids: HashSet::new() };
-        self.groups.entry(group).or_insert_with(fresh).uids.insert(uid);
+        let fresh = || Group { plugins, like, uids: HashSet::new(), preemptors: HashSet::new() };
+        let group = self.groups.entry(group).or_insert_with(fresh);
+        if has_victims {
+            group.preemptors.insert(Arc::clone(&uid));
+            for victim in &victims {
+                self.preemptors.entry(Arc::clone(victim)).or_default().push(Arc::clone(&uid));
+            }
+            self.victims.insert(uid, victims);
+        } else {
+            group.uids.insert(uid);
+        }
+    }
+
+    /// A pod left its node. If it was the last victim of a pod, that one's room is there: it is tried at once.
+    /// Whether a pod is ready now that was not.
+    pub(crate) fn pod_removed(&mut self, gone: &PodInfo, namespaces: &Namespaces, now: Duration) -> bool {
+        let event = Event::PodRemoved(gone, namespaces);
+        let Some(preemptors) = self.preemptors.remove(&gone.uid) else { return self.event(&event, now) };
+        let mut woken = false;
+        for preemptor in preemptors {
+            let Some(victims) = self.victims.get_mut(&preemptor) else { continue };
+            victims.remove(&gone.uid);
+            woken |= victims.is_empty() && self.activate(&preemptor, now);
+        }
+        // The room is promised; pods that wait for other victims have nothing to gain from it.
+        self.move_groups(&event, false, now) || woken
     }
 
     /// Something went wrong that may go right the next time.
@@ -227,19 +264,25 @@ impl Queue {
 
     /// Something happened. Whether a pod is ready now that was not.
     pub(crate) fn event(&mut self, event: &Event<'_>, now: Duration) -> bool {
+        self.move_groups(event, true, now)
+    }
+
+    fn move_groups(&mut self, event: &Event<'_>, preemptors_too: bool, now: Duration) -> bool {
         if self.groups.is_empty() {
             return false;
         }
         let moved: Vec<String> = self
             .groups
             .iter()
+            .filter(|(_, group)| preemptors_too || !group.uids.is_empty())
             .filter(|(_, group)| group.plugins.iter().any(|plugin| hints::may_help(plugin, event, &group.like)))
             .map(|(key, _)| key.clone())
             .collect();
         let mut any = false;
         for key in moved {
-            let uids: Vec<Arc<str>> =
-                self.groups.get(&key).map(|group| group.uids.iter().cloned().collect()).unwrap_or_default();
+            let Some(group) = self.groups.get(&key) else { continue };
+            let preemptors = group.preemptors.iter().filter(|_| preemptors_too);
+            let uids: Vec<Arc<str>> = group.uids.iter().chain(preemptors).cloned().collect();
             for uid in uids {
                 self.leave(&uid);
                 any |= self.enter_after_backoff(&uid, now);
@@ -326,12 +369,21 @@ impl Queue {
             Place::Backoff { .. } => {
                 self.backoff.remove(&(queued.backoff_until, queued.sequence, Arc::clone(&queued.info.uid)));
             }
-            Place::Unschedulable { group } => {
+            Place::Unschedulable { group, has_victims } => {
                 self.unschedulable.remove(&(queued.since, queued.sequence, Arc::clone(&queued.info.uid)));
                 if let Some(members) = self.groups.get_mut(&group) {
-                    members.uids.remove(uid);
-                    if members.uids.is_empty() {
+                    let set = if has_victims { &mut members.preemptors } else { &mut members.uids };
+                    set.remove(uid);
+                    if members.uids.is_empty() && members.preemptors.is_empty() {
                         self.groups.remove(&group);
+                    }
+                }
+                for victim in self.victims.remove(uid).into_iter().flatten() {
+                    if let Some(preemptors) = self.preemptors.get_mut(&victim) {
+                        preemptors.retain(|preemptor| **preemptor != *uid);
+                        if preemptors.is_empty() {
+                            self.preemptors.remove(&victim);
+                        }
                     }
                 }
             }
@@ -346,8 +398,9 @@ fn active_key(queued: &Queued) -> ActiveKey {
 }
 
 /// Whether a change of a waiting pod may make it schedulable. Status and annotations do not.
-fn matters(old: &PodInfo, new: &PodInfo) -> bool {
-    old.labels() != new.labels() || old.pod.spec != new.pod.spec
+fn matters<'a>(old: &'a PodInfo, new: &'a PodInfo) -> bool {
+    let labels = |info: &'a PodInfo| info.labels().filter(|labels| !labels.is_empty());
+    labels(old) != labels(new) || old.pod.spec != new.pod.spec
 }
 
 /// All that hints look at.

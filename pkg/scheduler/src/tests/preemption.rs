@@ -105,3 +105,35 @@ async fn budgets_and_policy_are_respected() {
     assert_eq!(world.node_of("big").as_deref(), Some("b"));
     assert_eq!(pods(&world), ["big", "guarded"]);
 }
+
+#[tokio::test]
+async fn many_preemptors_at_once_wait_each_for_its_own_victims() {
+    const NODES: usize = 20;
+    let mut world = World::new();
+    world.api.keep_terminating_pods();
+    for index in 0..NODES {
+        world.node(&format!("node-{index}"), "4", |_| {});
+        for victim in 0..2 {
+            world.pod(&format!("victim-{index}-{victim}"), "2", running(&format!("node-{index}"), 1));
+        }
+    }
+    world.start();
+    world.settle().await;
+    for index in 0..NODES {
+        world.pod(&format!("big-{index}"), "4", important);
+    }
+    world.settle().await;
+    // A promise each, and a mark and an end for each victim: nobody was asked to leave twice.
+    let writes = |world: &World| {
+        let writes = world.api.take_writes();
+        writes.lines().filter(|write| !write.contains(" events ")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let asked = writes(&world);
+    assert_eq!(asked.len(), NODES + NODES * 2 * 2, "{asked:?}");
+    world.api.finish_deletions();
+    world.settle().await;
+    // No pod waits for its back-off, and none was tried before its room was there.
+    let (binds, others): (Vec<_>, Vec<_>) =
+        writes(&world).into_iter().partition(|write| write.contains("pods/binding"));
+    assert_eq!((binds.len(), others), (NODES, Vec::new()));
+}
