@@ -18,6 +18,7 @@ use ipnet::Ipv4Net;
 use rkube_network::nft::{Field, Op, Rule, Selector, SetSpec, ValueKind, Verdict};
 use rkube_network::table::{FIREWALL, MASQUERADE_MARK, SERVICE_MASQUERADE, SERVICES, UNSERVED};
 
+pub const OWN_ADDRESSES: &str = "own-addresses";
 pub const CLUSTER_IPS: &str = "cluster-ips";
 pub const SERVICE_MAP: &str = "services";
 pub const EXTERNALS: &str = "externals";
@@ -65,6 +66,7 @@ const fn verdicts(name: &'static str, key: &'static [Field]) -> SetSpec {
 
 /// All sets and maps that are filled from Services.
 pub const SETS: &[SetSpec] = &[
+    set(OWN_ADDRESSES, &[Field::Address]),
     set(CLUSTER_IPS, &[Field::Address]),
     map(SERVICE_MAP, FRONTEND, HIDDEN_NUMBER),
     map(EXTERNALS, FRONTEND, HIDDEN_NUMBER),
@@ -341,13 +343,13 @@ fn static_rules(cluster: Ipv4Net) -> Vec<Rule> {
     let by_destination = |chain: &str| Rule::new(chain).load(0, &DESTINATION);
     let by_port = |chain: &str| Rule::new(chain).to_local().load(0, &PORT);
     vec![
+        // Nobody takes cluster DNS away by an external address, a node port or a host port.
+        Rule::new(SERVICES).to_member(OWN_ADDRESSES).verdict(Verdict::Accept),
         // Who is not a pod may have no way for the answers but back over this node.
-        Rule::new(SERVICES)
-            .load(0, &[Selector::DestinationAddress])
-            .member(CLUSTER_IPS, 0, 1)
-            .not_from(cluster)
-            .mark(MASQUERADE_MARK),
+        Rule::new(SERVICES).to_member(CLUSTER_IPS).not_from(cluster).mark(MASQUERADE_MARK),
         by_destination(SERVICES).map(SERVICE_MAP, (0, 3), (4, 1)).verdict_map(CLASSES, 4, 1),
+        // A cluster IP is its Service's, also while nothing serves it: no external address takes it.
+        Rule::new(SERVICES).to_member(CLUSTER_IPS).verdict(Verdict::Accept),
         by_destination(SERVICES).map(EXTERNALS, (0, 3), (4, 1)).verdict_map(CLASSES, 4, 1),
         by_port(SERVICES).map(NODE_PORTS, (0, 2), (4, 1)).verdict_map(CLASSES, 4, 1),
         by_destination(FIREWALL).verdict_map(FIREWALLS, 0, 3),
@@ -356,7 +358,7 @@ fn static_rules(cluster: Ipv4Net) -> Vec<Rule> {
         by_port(UNSERVED).member(NODE_PORT_REJECTS, 0, 2).reject(),
         by_port(UNSERVED).member(NODE_PORT_DROPS, 0, 2).verdict(Verdict::Drop),
         // Ports that the Service does not have.
-        Rule::new(UNSERVED).load(0, &[Selector::DestinationAddress]).member(CLUSTER_IPS, 0, 1).reject(),
+        Rule::new(UNSERVED).to_member(CLUSTER_IPS).reject(),
         Rule::new(SERVICE_MASQUERADE)
             .load(
                 0,

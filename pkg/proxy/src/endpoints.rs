@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use rkube_api::k8s::discovery::v1::EndpointSlice;
+use rkube_network::nft::UDP;
 
 use crate::service::ServicePort;
 
@@ -86,6 +87,9 @@ pub struct Serving {
     pub has_any: bool,
     /// Those of the above that are pods of this node.
     pub on_this_node: Vec<Target>,
+    /// All that still serve, wherever policies lead new connections: what has begun may go on. Filled for UDP
+    /// only, whose flows nobody else ends.
+    pub lasting: Vec<Target>,
 }
 
 /// Selects endpoints: ready ones, near ones if the hints are complete, and those that terminate but still
@@ -116,6 +120,9 @@ pub fn categorize(endpoints: &BTreeMap<Target, Endpoint>, port: &ServicePort, pl
     used.dedup();
     used.retain(|target| endpoints.get(target).is_some_and(|endpoint| endpoint.is_local));
     serving.on_this_node = used;
+    if port.frontend.protocol == UDP {
+        serving.lasting = select(&|endpoint| endpoint.serving);
+    }
     serving
 }
 

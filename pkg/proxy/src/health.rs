@@ -30,7 +30,7 @@ struct Check {
 }
 
 /// The ports that are listened on.
-pub(crate) struct HealthServer {
+pub struct HealthServer {
     clock: SharedClock,
     checks: BTreeMap<ObjectKey, Check>,
 }
@@ -44,12 +44,12 @@ impl Drop for HealthServer {
 }
 
 impl HealthServer {
-    pub(crate) fn new(clock: SharedClock) -> Self {
+    pub fn new(clock: SharedClock) -> Self {
         Self { clock, checks: BTreeMap::new() }
     }
 
     /// Listens for a Service on `port`, or no longer.
-    pub(crate) fn set(&mut self, service: &ObjectKey, port: Option<u16>, local_endpoints: usize) {
+    pub fn set(&mut self, service: &ObjectKey, port: Option<u16>, local_endpoints: usize) {
         if let Some(check) = self.checks.get(service) {
             if Some(check.port) == port {
                 return check.local_endpoints.store(local_endpoints, Ordering::Relaxed);

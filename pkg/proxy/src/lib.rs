@@ -11,7 +11,7 @@ pub mod service;
 pub mod chains;
 pub mod ruleset;
 
-mod health;
+pub mod health;
 pub mod metrics;
 
 pub mod proxier;

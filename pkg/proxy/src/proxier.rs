@@ -1,13 +1,13 @@
 //! Keeps the table in step with Services and EndpointSlices.
 //!
 //! Watches  v1 Service, discovery.k8s.io/v1 EndpointSlice, v1 Node (this one)
-//! Outputs  the nftables table; UDP flows forgotten; health check node ports
+//! Outputs  the nftables table; UDP flows forgotten; health check node ports; events about what is not served
 //! Behaves as  pkg/proxy/nftables/proxier.go, v1.36
 //!
 //! Invariant: nothing is written before all caches have synced, since half the Services would be a change.
 //! Nothing is taken away at shutdown.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use rkube_api::k8s::discovery::v1::EndpointSlice;
 use rkube_apimachinery::chain::chain;
 use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::key::ObjectKey;
+use rkube_client::events::EventRecorder;
 use rkube_client::factory::NotSynced;
 use rkube_client::{InformerFactory, Lister};
 use rkube_network::netlink::{NetlinkError, Socket};
@@ -38,6 +39,8 @@ use crate::service::{health_check_node_port, service_ports};
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Slices with this label are for DNS only.
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+/// The source of our events.
+const COMPONENT: &str = "kube-proxy";
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// All is written again this often, in case someone else changed the table. As upstream's full sync.
@@ -159,6 +162,8 @@ impl Proxier {
             needs_full: true,
         };
         let mut health = HealthServer::new(self.clock.clone());
+        let recorder = EventRecorder::start(self.informers.client().clone(), COMPONENT, stop.clone());
+        let mut warnings = Warnings { recorder: recorder.on_host(&self.config.node_name), known: HashMap::new() };
         let mut place = Place::default();
         let mut ready = Some(ready);
         let mut next_full = self.clock.monotonic();
@@ -172,6 +177,9 @@ impl Proxier {
             }
             for key in &keys {
                 self.read(key, &place, &mut worker.ruleset, &mut health);
+            }
+            for key in &keys {
+                warnings.look_at(key, self.services.get(key).as_deref(), &worker.ruleset);
             }
             let start = self.clock.monotonic();
             worker.needs_full |= start >= next_full;
@@ -238,6 +246,33 @@ impl Proxier {
     }
 }
 
+/// Tells users what of their Services this node does not do, once per change of it.
+struct Warnings {
+    recorder: EventRecorder,
+    known: HashMap<ObjectKey, Vec<Ipv4Addr>>,
+}
+
+impl Warnings {
+    fn look_at(&mut self, key: &ObjectKey, service: Option<&Service>, ruleset: &Ruleset) {
+        let ports = service.map(service_ports).unwrap_or_default();
+        // External addresses are the same for all ports of a Service.
+        let external = ports.into_iter().next().map(|port| port.external_ips).unwrap_or_default();
+        let kept: Vec<_> = external.into_iter().filter(|address| ruleset.keeps(*address)).collect();
+        let (Some(service), false) = (service, kept.is_empty()) else {
+            self.known.remove(key);
+            return;
+        };
+        if self.known.get(key) == Some(&kept) {
+            return;
+        }
+        for address in &kept {
+            let text = format!("External IP {address} is an address of the cluster itself and is not served");
+            self.recorder.warning(service, "ExternalIPNotServed", text);
+        }
+        self.known.insert(key.clone(), kept);
+    }
+}
+
 fn key_of(service: &Service) -> ObjectKey {
     let metadata = &service.metadata;
     ObjectKey::new(metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default())
@@ -280,8 +315,9 @@ impl Worker {
 
     /// A failure leaves UDP clients with a dead endpoint until they pause, and is worth no more than a warning.
     fn forget_flows(&self) {
-        let stale = self.ruleset.stale_flows();
         let forget = || -> Result<usize, NetlinkError> {
+            let host = Socket::route()?.addresses()?.into_iter().map(|address| address.net.addr());
+            let stale = self.ruleset.stale_flows(host.collect());
             let mut socket = Socket::netfilter()?;
             let flows = socket.flows(&stale)?;
             for flow in &flows {

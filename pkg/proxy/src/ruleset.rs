@@ -19,8 +19,8 @@ use rkube_network::nft::{Datum, Element, Op, UDP, Value, Verdict};
 
 use crate::chains::{
     Arrival, CLASSES, CLUSTER_IPS, Chain, Class, DROPS, ENDPOINT_ADDRESSES, ENDPOINTS, EXTERNAL_IDS, EXTERNALS,
-    FIREWALLS, Group, HAIRPINS, NODE_PORT_DROPS, NODE_PORT_IDS, NODE_PORT_REJECTS, NODE_PORTS, REJECTS, SERVICE_IDS,
-    SERVICE_MAP, frame,
+    FIREWALLS, Group, HAIRPINS, NODE_PORT_DROPS, NODE_PORT_IDS, NODE_PORT_REJECTS, NODE_PORTS, OWN_ADDRESSES, REJECTS,
+    SERVICE_IDS, SERVICE_MAP, frame,
 };
 use crate::endpoints::{EndpointsByPort, Place, Serving, Target, categorize};
 use crate::service::{Frontend, ServicePort};
@@ -39,7 +39,8 @@ type ElementId = (SetName, Vec<Datum>);
 pub struct RulesetConfig {
     /// All pods.
     pub cluster: Ipv4Net,
-    /// Addresses that this node serves itself, as that of cluster DNS.
+    /// Addresses that this node serves itself, as that of cluster DNS. No Service, node port or host port gets
+    /// what is sent there.
     pub own_addresses: BTreeSet<Ipv4Addr>,
 }
 
@@ -394,6 +395,11 @@ impl Ruleset {
         self.new_chains.clear();
         self.retired.clear();
         let mut ops = frame(self.config.cluster);
+        let own = self.config.own_addresses.iter().map(|address| Datum::Address(*address));
+        let own: Vec<_> = own.map(|address| Element { key: vec![address], value: None }).collect();
+        if !own.is_empty() {
+            ops.push(Op::AddElements { set: OWN_ADDRESSES, elements: own });
+        }
         for chain in self.chains.keys() {
             ops.push(Op::AddChain { name: chain.name(), hook: None });
             ops.push(Op::FlushChain(chain.name()));
@@ -427,15 +433,16 @@ impl Ruleset {
         std::mem::take(&mut self.stale_udp)
     }
 
-    /// Says of a UDP flow whether it goes where no endpoint of its Service is.
+    /// Says of a UDP flow whether it goes where no endpoint of its Service is. `host` are this host's addresses.
     ///
     /// Behaves as pkg/proxy/conntrack/cleanup.go, v1.36.
-    pub fn stale_flows(&self) -> impl Fn(&Flow) -> bool + use<> {
+    // Differs from upstream: a flow to a node port's number elsewhere is not ours and goes on.
+    pub fn stale_flows(&self, host: BTreeSet<Ipv4Addr>) -> impl Fn(&Flow) -> bool + use<> {
         let mut by_address: HashMap<Target, BTreeSet<Target>> = HashMap::new();
         let mut by_node_port: HashMap<u16, BTreeSet<Target>> = HashMap::new();
         let ports = self.services.values().flat_map(|service| &service.ports);
         for (port, serving) in ports.filter(|(port, _)| port.frontend.protocol == UDP) {
-            let targets: BTreeSet<_> = serving.cluster.iter().chain(&serving.local).copied().collect();
+            let targets: BTreeSet<_> = serving.lasting.iter().copied().collect();
             // Without endpoints there is nowhere better to go.
             if targets.is_empty() {
                 continue;
@@ -452,12 +459,20 @@ impl Ruleset {
         }
         move |flow| {
             let to = flow.original.destination;
-            let targets = by_address.get(&to).or_else(|| by_node_port.get(&to.1));
-            flow.original.protocol == UDP && targets.is_some_and(|targets| !targets.contains(&flow.reply.source))
+            let gone = |targets: &BTreeSet<Target>| !targets.contains(&flow.reply.source);
+            flow.original.protocol == UDP
+                && (by_address.get(&to).is_some_and(gone)
+                    || host.contains(&to.0) && by_node_port.get(&to.1).is_some_and(gone))
         }
     }
 
-    /// How many endpoints Services have, for the metrics.
+    /// Whether an external address is not served because it is a cluster IP or this node's own.
+    pub fn keeps(&self, address: Ipv4Addr) -> bool {
+        let cluster_ip = (CLUSTER_IPS, vec![Datum::Address(address)]);
+        self.config.own_addresses.contains(&address) || self.claims.contains_key(&cluster_ip)
+    }
+
+    /// How many Services are served, for the metrics.
     pub fn services(&self) -> usize {
         self.services.len()
     }
@@ -501,9 +516,7 @@ pub fn forget_chains(names: &[String]) -> Vec<Op> {
 fn udp_differs(old: &[(ServicePort, Serving)], new: &[(ServicePort, Serving)]) -> bool {
     let udp = |ports: &[(ServicePort, Serving)]| -> BTreeMap<Frontend, BTreeSet<Target>> {
         let ports = ports.iter().filter(|(port, _)| port.frontend.protocol == UDP);
-        ports
-            .map(|(port, serving)| (port.frontend, serving.cluster.iter().chain(&serving.local).copied().collect()))
-            .collect()
+        ports.map(|(port, serving)| (port.frontend, serving.lasting.iter().copied().collect())).collect()
     };
     let (old, new) = (udp(old), udp(new));
     new.iter().any(|(frontend, targets)| match old.get(frontend) {

@@ -90,6 +90,8 @@ pub(crate) enum OpenError {
     Address(#[source] std::io::Error),
     #[error("service-cidr: {0}")]
     Network(String),
+    #[error("--{flag} {network} contains this machine's own address {address}: give the cluster another network")]
+    OwnAddress { flag: &'static str, network: String, address: IpAddr },
     #[error(transparent)]
     Node(#[from] NodeError),
     #[error("reading {path}")]
@@ -150,6 +152,11 @@ impl ControlPlane {
             Some(address) => address,
             None => address::of_default_route().map_err(OpenError::Address)?,
         };
+        for (flag, network) in [("cluster-cidr", &config.cluster_cidr), ("service-cidr", &config.service_cidr)] {
+            if network.contains(advertise) {
+                return Err(OpenError::OwnAddress { flag, network: network.to_string(), address: advertise });
+            }
+        }
         let certificates = Certificates::open(&config, service_ip, advertise, now)?;
         info!(folder = %paths.tls().display(), "Loaded the certificates");
         let tree = &certificates.tree;

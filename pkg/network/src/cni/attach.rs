@@ -8,6 +8,7 @@
 //! same again; ADD of what is half there begins anew; DEL of what is not there succeeds.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
@@ -22,6 +23,10 @@ use crate::{sysctl, table};
 
 /// `RTPROT_BOOT`: what the kernel expects of a pod's own routes.
 const POD_ROUTE_PROTOCOL: u8 = 3;
+
+/// Together two seconds. Upstream's `bridge` plugin gives as much.
+const OPERATIONAL_ATTEMPTS_MAX: u32 = 200;
+const OPERATIONAL_RECHECK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A call's configuration.
 #[derive(Debug)]
@@ -148,6 +153,10 @@ impl Context {
         socket.set_up(host_end.index)?;
         let gateway = self.config.gateway();
         netns.within(|| configure_pod(&attachment.ifname, *address, gateway))??;
+        // The port first: with the first one the bridge wakes up.
+        for name in [device, &self.config.bridge] {
+            await_operational(socket, name)?;
+        }
         Ok(())
     }
 
@@ -281,6 +290,18 @@ impl Context {
         });
         Ok(result.to_string())
     }
+}
+
+/// Waits until packets to a device that was set up are no longer dropped. The first look makes kernels from 6.3 on
+/// finish that work at once; of others nobody tells but they themselves, when asked again.
+fn await_operational(socket: &mut Socket, name: &str) -> Result<(), Failure> {
+    for _ in 0..OPERATIONAL_ATTEMPTS_MAX {
+        if socket.link(name)?.is_none_or(|link| link.is_operational) {
+            return Ok(());
+        }
+        std::thread::sleep(OPERATIONAL_RECHECK_INTERVAL);
+    }
+    Err(Failure::new(Code::Failed, format!("the device {name} does not come up")))
 }
 
 fn mac_text(mac: Mac) -> String {

@@ -21,6 +21,7 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_PROTINFO: u16 = 12;
+const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
@@ -39,6 +40,8 @@ const IFA_LOCAL: u16 = 2;
 pub(super) const AF_INET: u8 = 2;
 const AF_BRIDGE: u8 = 7;
 const UP: u32 = 1;
+/// `IF_OPER_UP`
+const OPERATIONAL: u8 = 6;
 const SCOPE_HOST: u8 = 254;
 
 pub type Mac = [u8; 6];
@@ -51,6 +54,8 @@ pub struct Link {
     pub mac: Option<Mac>,
     pub mtu: u32,
     pub is_up: bool,
+    /// It carries packets: after it is set up the kernel takes a moment until it does, and drops them before.
+    pub is_operational: bool,
     /// The bridge it is a port of.
     pub master: Option<u32>,
     /// `bridge`, `veth`, `vxlan`; none for devices of hardware.
@@ -98,6 +103,7 @@ fn read_link(reply: Reply<'_>) -> Option<Link> {
         mac: attributes.find(IFLA_ADDRESS).and_then(|mac| mac.try_into().ok()),
         mtu: attributes.find_u32(IFLA_MTU).unwrap_or_default(),
         is_up,
+        is_operational: attributes.find(IFLA_OPERSTATE) == Some(&[OPERATIONAL]),
         master: attributes.find_u32(IFLA_MASTER),
         vxlan: data.filter(|_| kind.as_deref() == Some("vxlan")).and_then(read_vxlan),
         kind,

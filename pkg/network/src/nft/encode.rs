@@ -223,6 +223,12 @@ fn add_rule(rule: &Rule) -> Message {
             put_expression(list, expression);
         }
     });
+    if let Some(text) = rule.comment() {
+        // Kind, length and text with its end, as `nft` stores comments.
+        let length = u8::try_from(text.len() + 1).unwrap_or(u8::MAX);
+        let data = [&[0, length], text.as_bytes(), &[0]].concat();
+        new.attr(7, &data);
+    }
     new
 }
 

@@ -110,6 +110,8 @@ pub(super) enum Expression {
 }
 
 const HIDDEN: Register = 12;
+/// The kernel keeps 256 bytes with a rule, of which two say what they are and one ends the text.
+const COMMENT_LENGTH_MAX: usize = 250;
 const SCRATCH: Register = 15;
 const SCRATCH_WIDE: Register = 8;
 /// `RTN_LOCAL`
@@ -127,6 +129,8 @@ pub struct Rule {
     text: Vec<String>,
     /// What each register holds, for the text.
     registers: Vec<String>,
+    /// `nft` cannot print the rule.
+    hidden: bool,
 }
 
 impl fmt::Display for Rule {
@@ -137,7 +141,18 @@ impl fmt::Display for Rule {
 
 impl Rule {
     pub fn new(chain: &str) -> Self {
-        Self { chain: chain.to_owned(), expressions: Vec::new(), text: Vec::new(), registers: vec![String::new(); 16] }
+        Self {
+            chain: chain.to_owned(),
+            expressions: Vec::new(),
+            text: Vec::new(),
+            registers: vec![String::new(); 16],
+            hidden: false,
+        }
+    }
+
+    /// What the rule says, for whoever lists a rule that `nft` cannot print.
+    pub(super) fn comment(&self) -> Option<String> {
+        self.hidden.then(|| self.text.join(" ").chars().take(COMMENT_LENGTH_MAX).collect())
     }
 
     fn say(mut self, text: impl Into<String>) -> Self {
@@ -302,6 +317,12 @@ impl Rule {
         self
     }
 
+    /// Goes on if the destination is in a set of addresses.
+    #[must_use]
+    pub fn to_member(self, set: &'static str) -> Self {
+        self.load(0, &[Selector::DestinationAddress]).member(set, 0, 1)
+    }
+
     /// Goes on if what stands in the registers is in the set.
     #[must_use]
     pub fn member(self, set: &'static str, key: Register, count: u8) -> Self {
@@ -323,7 +344,8 @@ impl Rule {
         }
         // `nft` 1.0.6 aborts when it lists a rule that uses a map's value as a key, because it does not know
         // the value's length. So the value is the second of two words, which `nft` loses sight of: it then
-        // says that it cannot print the rule.
+        // says that it cannot print the rule, and prints the comment.
+        self.hidden = true;
         self.push([Expression::Map { map, key, into: HIDDEN }, Expression::Copy { from: HIDDEN + 1, to: into }])
     }
 

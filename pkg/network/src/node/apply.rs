@@ -45,6 +45,7 @@ pub fn ensure(network: &Network, view: &View) -> Result<(Desired, Option<u32>), 
         }
         (_, Some(pods), Some(address)) => (pods, address),
     };
+    check_overlap(&mut socket, network.cluster)?;
     let underlay = underlay(&mut socket, address)?;
     let mtu = match network.backend {
         Backend::Vxlan => underlay.mtu.saturating_sub(VXLAN_OVERHEAD),
@@ -68,6 +69,20 @@ pub fn ensure(network: &Network, view: &View) -> Result<(Desired, Option<u32>), 
     }
     sync_routes(&mut socket, &desired.routes)?;
     Ok((desired, Some(mtu)))
+}
+
+/// Pods with addresses of the host's own networks could not be told from what is there. Single addresses are no
+/// networks: other programs put them where they like.
+fn check_overlap(socket: &mut Socket, cluster: Ipv4Net) -> Result<(), NodeNetworkError> {
+    let links = socket.links()?;
+    let name = |index| links.iter().find(|link| link.index == index).map(|link| link.name.as_str()).unwrap_or_default();
+    for found in socket.addresses()? {
+        let overlaps = cluster.contains(&found.net.trunc()) || found.net.contains(&cluster);
+        if overlaps && found.net.prefix_len() < 32 && ![BRIDGE, VXLAN].contains(&name(found.link)) {
+            return Err(NodeNetworkError::Overlap { device: name(found.link).to_owned(), address: found.net, cluster });
+        }
+    }
+    Ok(())
 }
 
 /// The device that has the node's address.

@@ -1,7 +1,8 @@
 //! The network of one node: its pods' bridge, its part of the overlay, its nftables frame.
 //!
 //! Watches  v1 Node
-//! Outputs  devices, routes and neighbours ([`apply`]); the runtime's configuration (`conflist`)
+//! Outputs  devices, routes and neighbours ([`apply`]); the runtime's configuration (`conflist`); an event about
+//!          this node when that fails
 //!
 //! [`plan`] says what should be there from the Node objects; [`apply`] makes it so, as often as asked.
 //!
@@ -10,6 +11,7 @@
 mod apply;
 mod plan;
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,7 +21,8 @@ use ipnet::Ipv4Net;
 use rkube_api::k8s::core::v1::Node;
 use rkube_apimachinery::chain::chain;
 use rkube_apimachinery::clock::SharedClock;
-use rkube_client::{InformerFactory, Lister};
+use rkube_apimachinery::key::ObjectKey;
+use rkube_client::{Client, EventRecorder, InformerFactory, Lister};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -36,6 +39,8 @@ use crate::sysctl::SysctlError;
 pub const BRIDGE: &str = "rkube0";
 pub const VXLAN: &str = "rkube-vxlan";
 
+/// The source of our events.
+const COMPONENT: &str = "network";
 /// Someone else may have changed what is ours: look again even if no Node changed.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(60);
 const RETRY_DELAY: Duration = Duration::from_secs(2);
@@ -81,6 +86,11 @@ pub enum NodeNetworkError {
     Bridge(String),
     #[error("address {0} of this node is on no network device")]
     NoUnderlay(Ipv4Addr),
+    #[error(
+        "device {device} has the address {address}, which is inside the pods' network {cluster}: \
+         give the cluster another one with --cluster-cidr, or the device another address"
+    )]
+    Overlap { device: String, address: Ipv4Net, cluster: Ipv4Net },
     #[error("the node's network task ended")]
     Task(#[source] tokio::task::JoinError),
 }
@@ -94,6 +104,7 @@ impl From<Failure> for NodeNetworkError {
 /// The component.
 pub struct NodeNetwork {
     config: Arc<NetworkConfig>,
+    client: Client,
     clock: SharedClock,
     nodes: Lister<Node>,
     changed: Arc<Notify>,
@@ -106,14 +117,18 @@ impl NodeNetwork {
         let changed = Arc::new(Notify::new());
         let notify = Arc::clone(&changed);
         nodes.core().add_handler(move |_| notify.notify_one());
-        let clock = informers.client().clock().clone();
-        Self { config: Arc::new(config), clock, nodes: nodes.lister(), changed }
+        let client = informers.client().clone();
+        let clock = client.clock().clone();
+        Self { config: Arc::new(config), client, clock, nodes: nodes.lister(), changed }
     }
 
     /// Keeps the network in step with the Nodes until `stop`. `ready` is called when pods can be attached.
     pub async fn run(self, ready: impl FnOnce() + Send, stop: CancellationToken) -> Result<(), NodeNetworkError> {
         let mut ready = Some(ready);
         let mut last: Option<Desired> = None;
+        let recorder = EventRecorder::start(self.client.clone(), COMPONENT, stop.clone());
+        let recorder = recorder.on_host(&self.config.node_name);
+        let mut told = BTreeSet::new();
         loop {
             let delay = match self.sync(&mut last).await {
                 Ok(true) => {
@@ -121,12 +136,19 @@ impl NodeNetwork {
                         info!("The node's network is up");
                         ready();
                     }
+                    told.clear();
                     RESYNC_INTERVAL
                 }
                 // The Node has no pod network yet; its next change tells.
                 Ok(false) => RESYNC_INTERVAL,
                 Err(error) => {
-                    warn!(error = %chain(&error), "Could not bring the node's network in step, retrying");
+                    let text = chain(&error).to_string();
+                    warn!(error = text, "Could not bring the node's network in step, retrying");
+                    let node = self.nodes.get(&ObjectKey::cluster(self.config.node_name.as_str()));
+                    if let Some(node) = node.filter(|_| !told.contains(&text)) {
+                        recorder.warning(&*node, "NetworkSetupFailed", text.clone());
+                        told.insert(text);
+                    }
                     RETRY_DELAY
                 }
             };

@@ -78,6 +78,8 @@ pub fn view(own_name: &str, own_address: Option<Ipv4Addr>, nodes: &[Arc<Node>]) 
             view.problems.push(format!("the pod network {pods} of node {name} overlaps that of this node"));
         } else if let Some(peer) = view.peers.iter().find(|peer| overlaps(&peer.pods)) {
             view.problems.push(format!("the pod network {pods} of node {name} overlaps that of node {}", peer.name));
+        } else if pods.contains(&address) {
+            view.problems.push(format!("the address {address} of node {name} is inside its own pod network {pods}"));
         } else if view.address == Some(address) {
             view.problems.push(format!("node {name} has this node's address {address}"));
         } else {
@@ -155,11 +157,13 @@ mod tests {
             node("d", "10.42.1.0/25", "192.0.2.4"),
             node("e", "", "192.0.2.5"),
             node("f", "10.42.6.0/24", "192.0.2.1"),
+            node("g", "10.42.7.0/24", "10.42.7.9"),
         ];
         expect![[r#"
             the pod network 10.42.0.0/16 of node c overlaps that of this node
             the pod network 10.42.1.0/25 of node d overlaps that of node b
             node f has this node's address 192.0.2.1
+            the address 10.42.7.9 of node g is inside its own pod network 10.42.7.0/24
             route 10.42.1.0/24 via Some(10.42.1.0) dev Some(7) src Some(10.42.0.0)
             arp 10.42.1.0 [0e, 58, 0a, 2a, 01, 00]
             fdb 192.0.2.2 [0e, 58, 0a, 2a, 01, 00]

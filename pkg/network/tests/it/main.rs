@@ -1,6 +1,6 @@
 //! The node network on a real kernel, in network namespaces that vanish with the test.
 //!
-//! These tests need root; without it they say so and pass.
+//! These tests need root.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test code, outside of test functions")]
 

@@ -1,6 +1,6 @@
 //! Packets through the rules on a real kernel, in network namespaces that vanish with the test.
 //!
-//! These tests need root; without it they say so and pass.
+//! These tests need root.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test code, outside of test functions")]
 
@@ -8,4 +8,8 @@
 #[allow(dead_code, reason = "shared with the tests of the network, which use more of it")]
 mod host;
 
+mod cluster;
+mod health;
 mod packets;
+mod policies;
+mod world;
