@@ -138,6 +138,39 @@ pub fn normal_closure() -> Message {
     Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() }))
 }
 
+/// Sends `messages` to a client that only listens, then closes. Ends early when the client leaves.
+pub fn send_all<S>(upgrade: OnUpgrade, messages: S)
+where
+    S: Stream<Item = Message> + Send + 'static,
+{
+    task::spawn(debug_span!("websocket-messages"), async move {
+        let socket = match upgraded(upgrade).await {
+            Ok(socket) => socket,
+            Err(error) => {
+                debug!(error = %chain(&error), "The client left before its first message");
+                return;
+            }
+        };
+        let (mut sink, mut source) = socket.split();
+        let mut messages = std::pin::pin!(messages);
+        loop {
+            let message = tokio::select! {
+                message = messages.next() => message,
+                heard = source.next() => match heard {
+                    Some(Ok(heard)) if !heard.is_close() => continue,
+                    _ => return,
+                },
+            };
+            let Some(message) = message else { break };
+            if sink.send(message).await.is_err() {
+                return;
+            }
+        }
+        // The client may be gone already.
+        let _ = sink.send(normal_closure()).await;
+    });
+}
+
 /// The headers of a client's handshake, with a random `nonce`.
 pub fn client_headers(protocols: &[&str], nonce: [u8; 16]) -> HeaderMap {
     let mut headers = HeaderMap::new();

@@ -1,10 +1,14 @@
-//! `pods/log`: the kubelet's text, passed on as it comes.
+//! `pods/log`: the kubelet's text, passed on as it comes, over WebSocket too.
 //!
-//! Behaves as `pkg/registry/core/pod/rest/log.go`, v1.36.
+//! Behaves as `pkg/registry/core/pod/rest/log.go` and `k8s.io/streaming/pkg/httpstream/wsstream/stream.go`, v1.36.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use futures_util::{StreamExt, future, stream};
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use rkube_apimachinery::chain::chain;
 use rkube_apimachinery::field::{Error, ErrorList, Path};
@@ -12,17 +16,55 @@ use rkube_apimachinery::gvk::GroupKind;
 use rkube_apimachinery::status::{ApiStatus, Reason};
 use rkube_http::body::Body;
 use rkube_http::proxy::{Backend, forward};
+use rkube_http::upgrade::is_websocket;
+use rkube_http::websocket::{self, Message};
 
 use super::pods;
 use crate::query::Query;
-use crate::respond;
 use crate::scope::Scope;
 use crate::server::Inner;
 
 /// How much of a kubelet's failure is told.
 const FAILURE_BYTES_MAX: usize = 64 * 1024;
 
-pub(super) async fn answer(server: &Arc<Inner>, scope: &Scope) -> Result<Response<Body>, ApiStatus> {
+/// What a message carries by subprotocol; bytes where none is named.
+const SUBPROTOCOLS: [&str; 3] = ["", "binary.k8s.io", BASE64];
+const BASE64: &str = "base64.binary.k8s.io";
+
+pub(super) async fn answer(
+    server: &Arc<Inner>,
+    scope: &Scope,
+    mut request: Request<Body>,
+) -> Result<Response<Body>, ApiStatus> {
+    let text = text(server, scope).await?;
+    if is_websocket(request.headers()) {
+        return Ok(over_websocket(&mut request, text));
+    }
+    let mut out = Response::new(text);
+    out.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    Ok(out)
+}
+
+/// Each piece as a message, after an empty one that says that the text begins.
+fn over_websocket(request: &mut Request<Body>, text: Body) -> Response<Body> {
+    let accepted = match websocket::accept(request, &SUBPROTOCOLS) {
+        Ok(accepted) => accepted,
+        Err(refusal) => return refusal,
+    };
+    let (response, protocol, upgrade) = accepted.into_parts();
+    let message = move |piece: Bytes| match protocol.as_str() {
+        BASE64 => Message::text(STANDARD.encode(piece)),
+        _ => Message::binary(piece),
+    };
+    // A text that breaks off ends the connection; the kubelet's error has no place in the protocol.
+    let pieces =
+        text.into_stream().take_while(|piece| future::ready(piece.is_ok())).filter_map(|piece| async { piece.ok() });
+    websocket::send_all(upgrade, stream::once(future::ready(Bytes::new())).chain(pieces).map(message));
+    response
+}
+
+/// What the kubelet holds of the container's output.
+async fn text(server: &Arc<Inner>, scope: &Scope) -> Result<Body, ApiStatus> {
     let query = scope.query();
     let name = scope.info.path_name();
     let options = options(&query, name)?;
@@ -30,7 +72,7 @@ pub(super) async fn answer(server: &Arc<Inner>, scope: &Scope) -> Result<Respons
     let container = pods::container(query.get("container").unwrap_or_default(), name, &pod)?;
     let Some(endpoint) = pods::kubelet(server, &pod).await? else {
         // A pod that runs nowhere has said nothing.
-        return Ok(respond::bytes(StatusCode::OK, "text/plain", bytes::Bytes::new()));
+        return Ok(Body::empty());
     };
     let path = format!("/containerLogs/{}/{name}/{container}?{options}", scope.info.namespace);
     let uri = pods::kubelet_uri(&endpoint, &path)?;
@@ -46,9 +88,7 @@ pub(super) async fn answer(server: &Arc<Inner>, scope: &Scope) -> Result<Respons
     if response.status() != StatusCode::OK {
         return Err(failure(response, name).await);
     }
-    let mut out = Response::new(response.into_body());
-    out.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-    Ok(out)
+    Ok(response.into_body())
 }
 
 /// The kubelet's words, as upstream's response checker tells them. A redirect is a failure.

@@ -13,7 +13,7 @@ mod services;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use rkube_api::resource::SharedResource;
 use rkube_apimachinery::chain::chain;
 use rkube_apimachinery::status::{ApiStatus, Reason};
@@ -50,6 +50,10 @@ pub trait Nodes: Send + Sync + 'static {
     fn cluster(&self) -> Connector;
 }
 
+/// What a proxied backend may be asked.
+const PROXIED: [Method; 7] =
+    [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
+
 /// A backend, and how its answers are changed.
 struct Route {
     backend: Backend,
@@ -66,7 +70,7 @@ pub(crate) async fn connect(
     let subresource = scope.info.subresource.clone();
     let allowed = row.subresource(&subresource).is_some_and(|known| {
         let verb = if scope.info.verb == "proxy" { "get" } else { scope.info.verb };
-        known.verbs.iter().any(|known| known == verb) || (subresource == "proxy" && !verb.is_empty())
+        known.verbs.iter().any(|known| known == verb) || (subresource == "proxy" && PROXIED.contains(&scope.method))
     });
     if !allowed || scope.info.path_name().is_empty() {
         return Err(method_not_allowed());
@@ -77,7 +81,7 @@ pub(crate) async fn connect(
         return pass_on(server, request, Route { backend, rewrite: None }, &scope).await;
     }
     if subresource == "log" {
-        return logs::answer(server, &scope).await;
+        return logs::answer(server, &scope, request).await;
     }
     if let Some(redirect) = missing_slash(&scope) {
         return Ok(redirect);
@@ -105,7 +109,7 @@ async fn may_create(server: &Arc<Inner>, scope: &Scope) -> Result<(), ApiStatus>
 fn missing_slash(scope: &Scope) -> Option<Response<Body>> {
     let path = scope.uri.path();
     let at_root = scope.info.parts.len() == 3 && !path.ends_with('/');
-    if !at_root || !matches!(scope.method, http::Method::GET | http::Method::HEAD) || is_websocket(&scope.headers) {
+    if !at_root || !matches!(scope.method, Method::GET | Method::HEAD) || is_websocket(&scope.headers) {
         return None;
     }
     let query = scope.uri.query().map(|query| format!("?{query}")).unwrap_or_default();

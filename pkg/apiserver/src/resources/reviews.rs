@@ -35,10 +35,11 @@ pub(super) async fn answer(
     if target.row.plural == "bindings" {
         return bind(server, target, body).await;
     }
-    let output = output(target, false)?;
     if target.row.plural == "componentstatuses" {
-        return component_statuses(server, target, verb, output);
+        return component_statuses(server, target, verb, output(target, false)?);
     }
+    // What is not stored has no table.
+    let output = Output::negotiate_plain(&scope.headers, &target.query())?;
     let bytes = read_body(body).await?;
     let options = target.query().create_options();
     options.validate()?;

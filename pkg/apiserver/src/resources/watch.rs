@@ -6,14 +6,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::Stream;
 use futures_util::stream::{self, StreamExt};
-use futures_util::{SinkExt, Stream};
 use http::{HeaderValue, Request, Response, header};
 use rkube_api::StoredObject;
 use rkube_api::resource::SharedResource;
-use rkube_apimachinery::chain::chain;
 use rkube_apimachinery::status::ApiStatus;
-use rkube_apimachinery::task;
 use rkube_codec::Media;
 use rkube_codec::table;
 use rkube_http::body::{Body, BoxError};
@@ -23,7 +21,6 @@ use rkube_registry::Store;
 use rkube_registry::store::{WatchEvent, Watcher};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, debug_span};
 
 use super::{namespace, output, table_options};
 use crate::negotiation::{Output, Transform};
@@ -299,36 +296,10 @@ fn over_websocket(request: &mut Request<Body>, events: Events, encoding: Media) 
         Err(response) => return Ok(response),
     };
     let (response, _, upgrade) = accepted.into_parts();
-    task::spawn(debug_span!("watch-websocket"), async move {
-        let socket = match websocket::upgraded(upgrade).await {
-            Ok(socket) => socket,
-            Err(error) => {
-                debug!(error = %chain(&error), "The client left before its watch began");
-                return;
-            }
-        };
-        let (mut sink, mut source) = socket.split();
-        let mut frames = std::pin::pin!(events.frames());
-        loop {
-            let frame = tokio::select! {
-                frame = frames.next() => frame,
-                message = source.next() => match message {
-                    Some(Ok(message)) if !message.is_close() => continue,
-                    _ => return,
-                },
-            };
-            let Some(frame) = frame else { break };
-            let message = if encoding == Media::Protobuf {
-                Message::binary(frame)
-            } else {
-                Message::text(String::from_utf8_lossy(&frame).into_owned())
-            };
-            if sink.send(message).await.is_err() {
-                return;
-            }
-        }
-        // The client may be gone already.
-        let _ = sink.send(websocket::normal_closure()).await;
+    let messages = events.frames().map(move |frame| match encoding {
+        Media::Protobuf => Message::binary(frame),
+        _ => Message::text(String::from_utf8_lossy(&frame).into_owned()),
     });
+    websocket::send_all(upgrade, messages);
     Ok(response)
 }

@@ -127,6 +127,10 @@ async fn what_cannot_be_answered_is_refused_in_upstreams_words() {
     assert_eq!((unknown.code, unknown.body.as_ref()), (404, b"404 page not found\n".as_slice()));
     let picky = send(&client, Method::GET, MAPS, &[("accept", "text/plain")], "").await;
     assert_eq!(picky.code, 406);
+    let review = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let table = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
+    let body = r#"{"spec":{"nonResourceAttributes":{"path":"/","verb":"get"}}}"#;
+    assert_eq!(send(&client, Method::POST, review, &table, body).await.code, 406);
     let strange = send(&client, Method::POST, MAPS, &[("content-type", "text/plain")], "x").await;
     assert_eq!(strange.code, 415);
     let wrong = send(&client, Method::POST, MAPS, &[], r#"{"kind":"Secret","apiVersion":"v1"}"#).await;

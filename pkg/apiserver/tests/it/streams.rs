@@ -3,6 +3,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use http::{Method, Request};
 use rkube_http::body::Body;
 use rkube_http::client::HttpClient;
@@ -12,6 +13,7 @@ use rkube_http::websocket;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::kubelet::Kubelet;
 use crate::server::Server;
@@ -168,6 +170,9 @@ async fn logs_and_node_paths_are_passed_on_and_redirects_are_not_followed() {
     assert_eq!(text, "");
     let (_, text) = get("/api/v1/nodes/n1/proxy/pods").await;
     assert_eq!(text, "{}");
+    let options = Request::builder().method(Method::OPTIONS).uri("/api/v1/nodes/n1/proxy/pods");
+    let answer = client.request(options.body(Body::empty()).unwrap()).await.expect("an answer");
+    assert_eq!(answer.into_body().read(1 << 20).await.unwrap(), "options");
     let (head, _) = get("/api/v1/nodes/n1/proxy?x=y").await;
     assert_eq!(
         (head.status.as_u16(), head.headers["location"].to_str().unwrap()),
@@ -177,6 +182,33 @@ async fn logs_and_node_paths_are_passed_on_and_redirects_are_not_followed() {
     assert_eq!((head.status.as_u16(), text.as_str()), (302, "elsewhere"));
     let (head, _) = get("/api/v1/nodes/n1:9/proxy/").await;
     assert_eq!(head.status.as_u16(), 400);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn logs_come_over_websocket_too() {
+    let (server, _kubelet, client) = cluster().await;
+    for (protocol, expected) in
+        [("binary.k8s.io", "log stream=All\n"), ("base64.binary.k8s.io", "bG9nIHN0cmVhbT1BbGwK")]
+    {
+        let headers = websocket::client_headers(&[protocol], [7; 16]);
+        let answer = client.upgrade(upgrade(Method::GET, &format!("{POD}/log"), headers)).await.unwrap();
+        let (_, io) = answer.into_io().await.expect("an upgrade");
+        let mut socket = websocket::over(io, Role::Client).await;
+        let mut text = Vec::new();
+        let end = loop {
+            let message = tokio::time::timeout(PATIENCE, socket.next()).await.expect("a message of the log");
+            match message.expect("an end").expect("a message") {
+                websocket::Message::Close(frame) => break frame,
+                message => text.extend_from_slice(&message.into_data()),
+            }
+        };
+        assert_eq!(String::from_utf8(text).unwrap(), expected);
+        assert_eq!(end.expect("a code").code, CloseCode::Normal);
+    }
+    let headers = websocket::client_headers(&["v9.k8s.io"], [7; 16]);
+    let answer = client.upgrade(upgrade(Method::GET, &format!("{POD}/log"), headers)).await.unwrap();
+    assert_eq!(answer.into_io().await.map(|_| ()).expect_err("no upgrade").0, 403);
     server.stop().await;
 }
 
