@@ -38,16 +38,18 @@ pub enum Reply {
 pub struct Authority {
     domain: Name,
     domain_labels: Vec<String>,
+    /// Where the domain is answered.
+    name_servers: Vec<IpAddr>,
 }
 
 impl Authority {
     /// # Errors
     /// If `domain` is not a domain name.
-    pub fn new(domain: &str) -> Result<Self, hickory_proto::ProtoError> {
+    pub fn new(domain: &str, name_servers: Vec<IpAddr>) -> Result<Self, hickory_proto::ProtoError> {
         let mut domain = Name::from_ascii(domain)?.to_lowercase();
         domain.set_fqdn(true);
         let domain_labels = labels(&domain);
-        Ok(Self { domain, domain_labels })
+        Ok(Self { domain, domain_labels, name_servers })
     }
 
     /// The SOA record that goes with negative answers.
@@ -77,7 +79,8 @@ impl Authority {
                 RecordType::TXT => one(name, RData::TXT(TXT::new(vec![SPECIFICATION.to_owned()]))),
                 _ => NO_DATA,
             },
-            ["ns", "dns"] | ["dns"] | ["svc" | "pod"] => NO_DATA,
+            ["ns", "dns"] => addresses(name, &self.name_servers, kind),
+            ["dns"] | ["svc" | "pod"] => NO_DATA,
             [namespace, "svc" | "pod"] if zone.has_namespace(namespace) => NO_DATA,
             [pod, namespace, "pod"] => match undashed(pod) {
                 // The name says the address; whether there is such a pod is not checked.
@@ -128,9 +131,17 @@ impl Authority {
             },
             [port, protocol] => match (port.strip_prefix('_'), protocol.strip_prefix('_')) {
                 (Some(port), Some(protocol)) => {
-                    let wanted = Some((port, protocol));
-                    let reply = self.srv(name, record, wanted, (service, namespace));
-                    if kind == RecordType::SRV || reply == NX_DOMAIN { reply } else { NO_DATA }
+                    let reply = self.srv(name, record, Some((port, protocol)), (service, namespace));
+                    match (reply, kind) {
+                        // As CoreDNS, the addresses that the port is served at.
+                        (Reply::Records { additionals, .. }, RecordType::A | RecordType::AAAA) => {
+                            let all: Vec<IpAddr> =
+                                additionals.iter().filter_map(|record| record.data.ip_addr()).collect();
+                            addresses(name, &all, kind)
+                        }
+                        (Reply::Records { .. }, other) if other != RecordType::SRV => NO_DATA,
+                        (reply, _) => reply,
+                    }
                 }
                 _ => NX_DOMAIN,
             },
@@ -308,7 +319,7 @@ mod tests {
 
     fn ask(question: &str) -> String {
         let (name, kind) = question.split_once(' ').unwrap();
-        let authority = Authority::new("cluster.local").unwrap();
+        let authority = Authority::new("cluster.local", vec!["10.43.0.10".parse().unwrap()]).unwrap();
         let name = Name::from_ascii(format!("{name}.")).unwrap();
         match authority.answer(&world(), &name, kind.parse().unwrap()) {
             Reply::Records { answers, additionals } => {
@@ -345,6 +356,17 @@ mod tests {
             ("10-1-2-3.default.pod.cluster.local A", "10-1-2-3.default.pod.cluster.local. 10.1.2.3"),
             ("10-1-2-3.other.pod.cluster.local A", "Non-Existent Domain"),
             ("dns-version.cluster.local TXT", "dns-version.cluster.local. 1.1.0"),
+            ("ns.dns.cluster.local A", "ns.dns.cluster.local. 10.43.0.10"),
+            ("_http._tcp.web.default.svc.cluster.local A", "_http._tcp.web.default.svc.cluster.local. 10.43.0.7"),
+            ("_http._tcp.web.default.svc.cluster.local TXT", "No Error"),
+            ("web.default.svc.cluster.local MX", "No Error"),
+            ("10-42-0-5.web.default.svc.cluster.local A", "10-42-0-5.web.default.svc.cluster.local. 10.42.0.5"),
+            ("www.web.default.svc.cluster.local A", "Non-Existent Domain"),
+            ("a.b.c.web.default.svc.cluster.local A", "Non-Existent Domain"),
+            ("nonsense.cluster.local A", "Non-Existent Domain"),
+            ("cluster.local A", "No Error"),
+            ("default.pod.cluster.local A", "No Error"),
+            ("10-1-2.default.pod.cluster.local A", "Non-Existent Domain"),
             ("example.org A", "not ours"),
         ];
         for (question, expected) in cases {
@@ -364,6 +386,12 @@ mod tests {
             "_http._tcp.all.default.svc.cluster.local. 0 50 8080 db-0.all.default.svc.cluster.local.; \
              _http._tcp.all.default.svc.cluster.local. 0 50 8080 db-1.all.default.svc.cluster.local.; \
              + db-0.all.default.svc.cluster.local. 10.42.0.8; + db-1.all.default.svc.cluster.local. 10.42.0.9"
+        );
+        // Without a port's name all ports.
+        assert_eq!(
+            ask("web.default.svc.cluster.local SRV"),
+            "web.default.svc.cluster.local. 0 100 80 web.default.svc.cluster.local.; \
+             + web.default.svc.cluster.local. 10.43.0.7"
         );
         assert_eq!(ask("_other._tcp.web.default.svc.cluster.local SRV"), "Non-Existent Domain");
     }

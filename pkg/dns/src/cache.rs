@@ -1,9 +1,10 @@
 //! What other servers answered, kept for as long as they allow, and no longer than half a minute.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use hickory_proto::op::Message;
 use hickory_proto::rr::{Name, RecordType};
 use parking_lot::Mutex;
 
@@ -25,20 +26,20 @@ pub(crate) struct Question {
 pub(crate) struct Cache(Mutex<HashMap<Question, Entry>>);
 
 struct Entry {
-    reply: Bytes,
+    reply: Arc<Message>,
     expires: Duration,
 }
 
 impl Cache {
     /// The reply as it was received, and the seconds left to keep it.
-    pub(crate) fn get(&self, question: &Question, now: Duration) -> Option<(Bytes, u32)> {
+    pub(crate) fn get(&self, question: &Question, now: Duration) -> Option<(Arc<Message>, u32)> {
         let entries = self.0.lock();
         let entry = entries.get(question).filter(|entry| entry.expires > now)?;
         let left = (entry.expires - now).as_secs();
-        Some((entry.reply.clone(), u32::try_from(left).unwrap_or(u32::MAX).max(1)))
+        Some((Arc::clone(&entry.reply), u32::try_from(left).unwrap_or(u32::MAX).max(1)))
     }
 
-    pub(crate) fn put(&self, question: Question, reply: Bytes, keep: Duration, now: Duration) {
+    pub(crate) fn put(&self, question: Question, reply: Arc<Message>, keep: Duration, now: Duration) {
         if keep.is_zero() {
             return;
         }
@@ -68,11 +69,12 @@ mod tests {
     fn replies_are_kept_as_long_as_allowed_and_the_number_is_bounded() {
         let cache = Cache::default();
         let at = Duration::from_secs;
-        cache.put(question(0), Bytes::from_static(b"x"), at(300), at(100));
+        let reply = Arc::new(Message::response(0, hickory_proto::op::OpCode::Query));
+        cache.put(question(0), Arc::clone(&reply), at(300), at(100));
         assert_eq!(cache.get(&question(0), at(110)).unwrap().1, 20);
         assert!(cache.get(&question(0), at(130)).is_none());
         for n in 0..ENTRIES_MAX + 10 {
-            cache.put(question(n), Bytes::new(), at(10), at(200));
+            cache.put(question(n), Arc::clone(&reply), at(10), at(200));
         }
         assert!(cache.0.lock().len() <= ENTRIES_MAX);
         assert!(cache.get(&question(ENTRIES_MAX + 9), at(201)).is_some());

@@ -10,14 +10,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-use hickory_proto::op::{Message, MessageType};
+use hickory_proto::op::{Message, MessageType, ResponseCode};
 use hickory_proto::rr::Name;
 use parking_lot::Mutex;
 use rkube_apimachinery::clock::SharedClock;
+use rkube_apimachinery::random::{Random, SystemRandom};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
+
+use crate::cache::Question;
+use crate::respond::question_message;
 
 const PORT: u16 = 53;
 /// One server's time to answer before the next is asked.
@@ -27,6 +30,7 @@ pub(crate) const IN_FLIGHT_MAX: usize = 1_000;
 /// Servers tried for one question.
 const SERVERS_MAX: usize = 3;
 const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// More than we say we take.
 const UDP_REPLY_SIZE_MAX: usize = 4_096;
 
 /// Why nobody answered.
@@ -51,7 +55,7 @@ pub struct StubDomain {
     pub servers: Vec<SocketAddr>,
 }
 
-/// How a question is asked, and so answered.
+/// How a question came, and so is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     Udp,
@@ -62,13 +66,16 @@ pub struct Forwarder {
     resolv_conf: PathBuf,
     /// Addresses of our own, which the file may name: asking them would go round in circles.
     own: Vec<IpAddr>,
-    stubs: Vec<StubDomain>,
+    stubs: Vec<(StubDomain, Preferred)>,
     clock: SharedClock,
     hosts: Mutex<Hosts>,
-    /// The server that answered last is asked first.
-    preferred: AtomicUsize,
+    preferred: Preferred,
     in_flight: Arc<Semaphore>,
 }
+
+/// Which of some servers answered last, and so is asked first.
+#[derive(Default)]
+struct Preferred(AtomicUsize);
 
 #[derive(Default)]
 struct Hosts {
@@ -82,50 +89,51 @@ impl Forwarder {
         Self {
             resolv_conf,
             own,
-            stubs,
+            stubs: stubs.into_iter().map(|stub| (stub, Preferred::default())).collect(),
             clock,
             hosts: Mutex::default(),
-            preferred: AtomicUsize::new(0),
+            preferred: Preferred::default(),
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
         }
     }
 
-    /// Sends a question as it came and returns the reply as it came, but for the id.
-    pub async fn ask(&self, name: &Name, query: &[u8], protocol: Protocol) -> Result<Bytes, ForwardError> {
+    /// Asks one server after the other until one knows. A server that says it cannot answer is believed only if all
+    /// others say no better.
+    pub(crate) async fn ask(&self, question: &Question) -> Result<Message, ForwardError> {
         let _permit = self.in_flight.try_acquire().map_err(|_| ForwardError::Busy)?;
-        let servers = self.servers(name);
-        let mut failed = None;
-        let first = self.preferred.load(Ordering::Relaxed);
+        let (servers, preferred) = self.servers(&question.name);
+        let (mut failed, mut unhelpful) = (None, None);
+        let first = preferred.0.load(Ordering::Relaxed);
         for attempt in 0..servers.len().min(SERVERS_MAX) {
             let index = (first + attempt) % servers.len();
             let server = servers[index];
-            let exchange = async {
-                match protocol {
-                    Protocol::Udp => ask_udp(server, query).await,
-                    Protocol::Tcp => ask_tcp(server, query).await,
-                }
-            };
             let outcome = tokio::select! {
-                outcome = exchange => outcome,
+                outcome = exchange(server, question) => outcome,
                 () = self.clock.sleep(ATTEMPT_TIMEOUT) => Err(std::io::ErrorKind::TimedOut.into()),
             };
             match outcome {
+                Ok(reply) if matches!(reply.metadata.response_code, ResponseCode::ServFail | ResponseCode::Refused) => {
+                    unhelpful = Some(reply);
+                }
                 Ok(reply) => {
-                    self.preferred.store(index, Ordering::Relaxed);
+                    preferred.0.store(index, Ordering::Relaxed);
                     return Ok(reply);
                 }
                 Err(source) => failed = Some(ForwardError::NoAnswer { server, source }),
             }
         }
-        Err(failed.unwrap_or_else(|| ForwardError::NoServers { path: self.resolv_conf.clone() }))
+        match (unhelpful, failed) {
+            (Some(reply), _) => Ok(reply),
+            (None, Some(error)) => Err(error),
+            (None, None) => Err(ForwardError::NoServers { path: self.resolv_conf.clone() }),
+        }
     }
 
-    fn servers(&self, name: &Name) -> Vec<SocketAddr> {
-        let stub =
-            self.stubs.iter().filter(|stub| stub.domain.zone_of(name)).max_by_key(|stub| stub.domain.num_labels());
-        match stub {
-            Some(stub) => stub.servers.clone(),
-            None => self.host_servers(),
+    fn servers(&self, name: &Name) -> (Vec<SocketAddr>, &Preferred) {
+        let knowing = self.stubs.iter().filter(|(stub, _)| stub.domain.zone_of(name));
+        match knowing.max_by_key(|(stub, _)| stub.domain.num_labels()) {
+            Some((stub, preferred)) => (stub.servers.clone(), preferred),
+            None => (self.host_servers(), &self.preferred),
         }
     }
 
@@ -162,44 +170,59 @@ pub fn name_servers(text: &str) -> Vec<SocketAddr> {
         .collect()
 }
 
-/// A socket of its own per question: its random port is what makes a forged reply unlikely.
-async fn ask_udp(server: SocketAddr, query: &[u8]) -> std::io::Result<Bytes> {
+/// Over UDP, and over TCP what is too large for that: clients that cannot do that get at least a part.
+async fn exchange(server: SocketAddr, question: &Question) -> std::io::Result<Message> {
+    // Who can guess neither this nor the port cannot put a reply into our cache.
+    let [a, b, ..] = SystemRandom.next_u64().to_ne_bytes();
+    let query = question_message(question, u16::from_ne_bytes([a, b]));
+    let bytes = query.to_vec().map_err(|_| std::io::ErrorKind::InvalidInput)?;
+    let reply = ask_udp(server, &query, &bytes).await?;
+    if !reply.metadata.truncation {
+        return Ok(reply);
+    }
+    // A part is better than nothing, where TCP is blocked.
+    Ok(ask_tcp(server, &query, &bytes).await.unwrap_or(reply))
+}
+
+/// A socket of its own per question: its random port is half of what makes a forged reply unlikely.
+async fn ask_udp(server: SocketAddr, query: &Message, bytes: &[u8]) -> std::io::Result<Message> {
     let any: SocketAddr = if server.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0; 16], 0).into() };
     let socket = UdpSocket::bind(any).await?;
     socket.connect(server).await?;
-    socket.send(query).await?;
+    socket.send(bytes).await?;
     let mut buffer = vec![0; UDP_REPLY_SIZE_MAX];
     loop {
         let length = socket.recv(&mut buffer).await?;
-        if is_reply(query, &buffer[..length]) {
-            buffer.truncate(length);
-            return Ok(buffer.into());
+        if let Some(reply) = reply_to(query, &buffer[..length]) {
+            return Ok(reply);
         }
     }
 }
 
-async fn ask_tcp(server: SocketAddr, query: &[u8]) -> std::io::Result<Bytes> {
+async fn ask_tcp(server: SocketAddr, query: &Message, bytes: &[u8]) -> std::io::Result<Message> {
     let mut stream = TcpStream::connect(server).await?;
-    let length = u16::try_from(query.len()).map_err(|_| std::io::ErrorKind::InvalidInput)?;
-    stream.write_all(&length.to_be_bytes()).await?;
-    stream.write_all(query).await?;
+    let length = u16::try_from(bytes.len()).map_err(|_| std::io::ErrorKind::InvalidInput)?;
+    stream.write_all(&[&length.to_be_bytes(), bytes].concat()).await?;
     let mut length = [0; 2];
     stream.read_exact(&mut length).await?;
     let mut reply = vec![0; usize::from(u16::from_be_bytes(length))];
     stream.read_exact(&mut reply).await?;
-    if is_reply(query, &reply) { Ok(reply.into()) } else { Err(std::io::ErrorKind::InvalidData.into()) }
+    reply_to(query, &reply).ok_or_else(|| std::io::ErrorKind::InvalidData.into())
 }
 
 /// The same id and question, and a reply at all.
-fn is_reply(query: &[u8], reply: &[u8]) -> bool {
-    let (Ok(query), Ok(reply)) = (Message::from_vec(query), Message::from_vec(reply)) else { return false };
-    reply.metadata.message_type == MessageType::Response
+fn reply_to(query: &Message, bytes: &[u8]) -> Option<Message> {
+    let reply = Message::from_vec(bytes).ok()?;
+    let is_reply = reply.metadata.message_type == MessageType::Response
         && reply.metadata.id == query.metadata.id
-        && reply.queries == query.queries
+        && reply.queries == query.queries;
+    is_reply.then_some(reply)
 }
 
 #[cfg(test)]
 mod tests {
+    use rkube_apimachinery::clock::FakeClock;
+
     use super::*;
 
     #[test]
@@ -208,5 +231,35 @@ mod tests {
             "# comment\nnameserver 192.0.2.1\nsearch example.org\nnameserver\tfe80::1%eth0\nnameserver nonsense\n";
         let servers: Vec<String> = name_servers(text).iter().map(ToString::to_string).collect();
         assert_eq!(servers, ["192.0.2.1:53", "[fe80::1]:53"]);
+    }
+
+    #[test]
+    fn the_hosts_file_is_followed_and_our_own_address_is_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("resolv.conf");
+        let clock = FakeClock::new(jiff::Timestamp::UNIX_EPOCH);
+        let own = vec!["10.43.0.10".parse().unwrap()];
+        let stub = StubDomain {
+            domain: Name::from_ascii("corp.example.").unwrap(),
+            servers: vec!["192.0.2.9:5353".parse().unwrap()],
+        };
+        let forwarder = Forwarder::new(path.clone(), own, vec![stub], clock.shared());
+        let servers = |name: &str| {
+            let (servers, _) = forwarder.servers(&Name::from_ascii(name).unwrap());
+            servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(servers("example.org."), "");
+        fs::write(&path, "nameserver 10.43.0.10\nnameserver 192.0.2.1\n").unwrap();
+        clock.advance(RECHECK_INTERVAL);
+        assert_eq!(servers("example.org."), "192.0.2.1:53");
+        let new = folder.path().join("new");
+        fs::write(&new, "nameserver 192.0.2.2\n").unwrap();
+        let later = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        fs::File::options().write(true).open(&new).unwrap().set_modified(later).unwrap();
+        fs::rename(&new, &path).unwrap();
+        assert_eq!(servers("example.org."), "192.0.2.1:53");
+        clock.advance(RECHECK_INTERVAL);
+        assert_eq!(servers("example.org."), "192.0.2.2:53");
+        assert_eq!(servers("www.corp.example."), "192.0.2.9:5353");
     }
 }

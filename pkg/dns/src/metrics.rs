@@ -1,5 +1,6 @@
 //! CoreDNS's metric names, for the dashboards that know them.
 
+use hickory_proto::op::ResponseCode;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -11,12 +12,29 @@ pub(crate) struct Metrics {
     pub(crate) responses: Family<Rcode, Counter>,
     pub(crate) forwards: Counter,
     pub(crate) cache_hits: Counter,
-    pub(crate) dropped: Counter,
+    pub(crate) malformed: Counter,
+    pub(crate) refused_connections: Counter,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Rcode {
-    pub(crate) rcode: String,
+    pub(crate) rcode: &'static str,
+}
+
+impl Rcode {
+    pub(crate) fn of(code: ResponseCode) -> Self {
+        let rcode = match code {
+            ResponseCode::NoError => "NOERROR",
+            ResponseCode::FormErr => "FORMERR",
+            ResponseCode::ServFail => "SERVFAIL",
+            ResponseCode::NXDomain => "NXDOMAIN",
+            ResponseCode::NotImp => "NOTIMP",
+            ResponseCode::Refused => "REFUSED",
+            ResponseCode::BADVERS => "BADVERS",
+            _ => "other",
+        };
+        Self { rcode }
+    }
 }
 
 impl Metrics {
@@ -25,6 +43,11 @@ impl Metrics {
         registry.register("coredns_dns_responses", "DNS responses sent, by code", self.responses.clone());
         registry.register("coredns_forward_requests", "Requests sent to other servers", self.forwards.clone());
         registry.register("coredns_cache_hits", "Requests answered from the cache", self.cache_hits.clone());
-        registry.register("rkube_dns_dropped", "Requests dropped at a limit", self.dropped.clone());
+        registry.register("rkube_dns_malformed", "Messages that are not questions", self.malformed.clone());
+        registry.register(
+            "rkube_dns_refused_connections",
+            "TCP connections closed because their client has too many",
+            self.refused_connections.clone(),
+        );
     }
 }

@@ -1,14 +1,12 @@
 //! Listens for questions over UDP and TCP and replies.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
-use rkube_apimachinery::chain::chain;
+use parking_lot::Mutex;
 use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::task;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,20 +15,20 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info_span};
 
-use crate::answer::{Authority, Reply};
-use crate::cache::{Cache, Question};
+use crate::answer::Authority;
+use crate::cache::Cache;
 use crate::forward::{Forwarder, Protocol, StubDomain};
-use crate::metrics::{Metrics, Rcode};
+use crate::metrics::Metrics;
+use crate::respond::{Parsed, Request, Responder, Step};
 use crate::zone::Zone;
 
-/// The smallest datagram every resolver accepts.
-const UDP_SIZE_PLAIN: u16 = 512;
-/// The largest we send: fits an Ethernet frame with room for tunnels, and bounds amplification.
-const UDP_SIZE_MAX: u16 = 1_232;
 /// A question fits; more is not one.
 const QUERY_SIZE_MAX: usize = 4_096;
 /// TCP connections at once. More wait to be accepted.
 const CONNECTIONS_MAX: usize = 256;
+/// Of one client, so that no pod keeps the others from TCP. More are closed at once.
+const CONNECTIONS_PER_CLIENT_MAX: usize = 32;
+/// How long a client may take for its next question, and to take an answer.
 const CONNECTION_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Tasks that read the UDP socket: one per core keeps up, the kernel spreads the datagrams.
 const UDP_TASKS: usize = 2;
@@ -63,32 +61,23 @@ pub enum DnsError {
 
 /// Cluster DNS of one node.
 pub struct DnsServer {
-    shared: Arc<Shared>,
+    responder: Arc<Responder>,
     listen: Vec<SocketAddr>,
-}
-
-struct Shared {
-    authority: Authority,
-    zone: Arc<Zone>,
-    forwarder: Forwarder,
-    cache: Cache,
-    clock: SharedClock,
-    metrics: Metrics,
 }
 
 impl DnsServer {
     pub fn new(config: DnsConfig, zone: Arc<Zone>, clock: SharedClock) -> Result<Self, DnsError> {
-        let authority = Authority::new(&config.cluster_domain)
-            .map_err(|source| DnsError::Domain { domain: config.cluster_domain.clone(), source })?;
         let own: Vec<IpAddr> = config.listen.iter().map(SocketAddr::ip).collect();
+        let authority = Authority::new(&config.cluster_domain, own.clone())
+            .map_err(|source| DnsError::Domain { domain: config.cluster_domain.clone(), source })?;
         let forwarder = Forwarder::new(config.resolv_conf, own, config.stub_domains, clock.clone());
-        let metrics = Metrics::default();
-        let shared = Shared { authority, zone, forwarder, cache: Cache::default(), clock, metrics };
-        Ok(Self { shared: Arc::new(shared), listen: config.listen })
+        let (cache, metrics) = (Cache::default(), Metrics::default());
+        let responder = Arc::new(Responder { authority, zone, forwarder, cache, clock, metrics });
+        Ok(Self { responder, listen: config.listen })
     }
 
     pub fn register_metrics(&self, registry: &mut prometheus_client::registry::Registry) {
-        self.shared.metrics.register(registry);
+        self.responder.metrics.register(registry);
     }
 
     /// Listens until `stop`. `ready` is called with the addresses once all are listened on.
@@ -102,14 +91,14 @@ impl DnsServer {
             let tcp = TcpListener::bind(address).await.map_err(listen)?;
             bound.push(address);
             for _ in 0..UDP_TASKS {
-                let (shared, udp, stop) = (Arc::clone(&self.shared), Arc::clone(&udp), stop.clone());
+                let (responder, udp, stop) = (Arc::clone(&self.responder), Arc::clone(&udp), stop.clone());
                 tasks.push(task::spawn(info_span!("dns", protocol = "udp"), async move {
-                    tokio::select! { () = serve_udp(shared, udp) => {}, () = stop.cancelled() => {} }
+                    tokio::select! { () = serve_udp(responder, udp) => {}, () = stop.cancelled() => {} }
                 }));
             }
-            let (shared, stop) = (Arc::clone(&self.shared), stop.clone());
+            let (responder, stop) = (Arc::clone(&self.responder), stop.clone());
             tasks.push(task::spawn(info_span!("dns", protocol = "tcp"), async move {
-                tokio::select! { () = serve_tcp(shared, tcp) => {}, () = stop.cancelled() => {} }
+                tokio::select! { () = serve_tcp(responder, tcp) => {}, () = stop.cancelled() => {} }
             }));
         }
         ready(&bound);
@@ -122,20 +111,31 @@ impl DnsServer {
     }
 }
 
-async fn serve_udp(shared: Arc<Shared>, socket: Arc<UdpSocket>) {
+async fn serve_udp(responder: Arc<Responder>, socket: Arc<UdpSocket>) {
     let mut buffer = vec![0; QUERY_SIZE_MAX];
     loop {
         // Errors are those of earlier sends (a port that closed) and say nothing about the socket.
         let Ok((length, from)) = socket.recv_from(&mut buffer).await else { continue };
-        let Some(request) = Request::parse(&buffer[..length], Protocol::Udp) else { continue };
-        match shared.local(&request) {
+        let request = match Request::parse(&buffer[..length], Protocol::Udp) {
+            Parsed::Request(request) => request,
+            Parsed::Malformed(reply) => {
+                responder.metrics.malformed.inc();
+                let _ = socket.try_send_to(&reply, from);
+                continue;
+            }
+            Parsed::Noise => {
+                responder.metrics.malformed.inc();
+                continue;
+            }
+        };
+        match responder.local(&request) {
             Step::Done(reply) => {
                 let _ = socket.try_send_to(&reply, from);
             }
-            Step::Forward(alias) => {
-                let (shared, socket) = (Arc::clone(&shared), Arc::clone(&socket));
+            Step::Forward(pending) => {
+                let (responder, socket) = (Arc::clone(&responder), Arc::clone(&socket));
                 task::spawn(info_span!("dns-forward"), async move {
-                    let reply = shared.forward(&request, alias).await;
+                    let reply = responder.forward(&request, pending).await;
                     let _ = socket.send_to(&reply, from).await;
                 });
             }
@@ -143,227 +143,90 @@ async fn serve_udp(shared: Arc<Shared>, socket: Arc<UdpSocket>) {
     }
 }
 
-async fn serve_tcp(shared: Arc<Shared>, listener: TcpListener) {
+/// How many connections each client has.
+#[derive(Default)]
+struct Clients(Mutex<HashMap<IpAddr, usize>>);
+
+/// One connection of a client.
+struct Admitted {
+    clients: Arc<Clients>,
+    address: IpAddr,
+}
+
+impl Clients {
+    fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Admitted> {
+        let mut counts = self.0.lock();
+        let count = counts.entry(address).or_default();
+        if *count >= CONNECTIONS_PER_CLIENT_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Admitted { clients: Arc::clone(self), address })
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let mut counts = self.clients.0.lock();
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.address);
+            }
+        }
+    }
+}
+
+async fn serve_tcp(responder: Arc<Responder>, listener: TcpListener) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let clients = Arc::new(Clients::default());
     loop {
         let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
-        let Ok((stream, _)) = listener.accept().await else { continue };
-        let shared = Arc::clone(&shared);
+        let Ok((stream, from)) = listener.accept().await else { continue };
+        let Some(admitted) = clients.admit(from.ip()) else {
+            responder.metrics.refused_connections.inc();
+            continue;
+        };
+        let responder = Arc::clone(&responder);
         task::spawn(info_span!("dns-connection"), async move {
-            let _permit = permit;
+            let _held = (permit, admitted);
             // A client that goes away in the middle is no news.
-            let _ = serve_connection(&shared, stream).await;
+            let _ = serve_connection(&responder, stream).await;
         });
     }
 }
 
-async fn serve_connection(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
+async fn serve_connection(responder: &Responder, mut stream: TcpStream) -> std::io::Result<()> {
     loop {
-        let mut length = [0; 2];
-        let read = async {
-            stream.read_exact(&mut length).await?;
-            let mut query = vec![0; usize::from(u16::from_be_bytes(length)).min(QUERY_SIZE_MAX)];
-            stream.read_exact(&mut query).await?;
-            Ok::<_, std::io::Error>(query)
-        };
         let query = tokio::select! {
-            query = read => query?,
-            () = shared.clock.sleep(CONNECTION_IDLE_TIMEOUT) => return Ok(()),
+            query = read_query(&mut stream) => query?,
+            () = responder.clock.sleep(CONNECTION_IDLE_TIMEOUT) => return Ok(()),
         };
-        let Some(request) = Request::parse(&query, Protocol::Tcp) else { return Ok(()) };
-        let reply = match shared.local(&request) {
+        let Parsed::Request(request) = Request::parse(&query, Protocol::Tcp) else {
+            responder.metrics.malformed.inc();
+            return Ok(());
+        };
+        let reply = match responder.local(&request) {
             Step::Done(reply) => reply,
-            Step::Forward(alias) => shared.forward(&request, alias).await,
+            Step::Forward(pending) => responder.forward(&request, pending).await,
         };
         let length = u16::try_from(reply.len()).map_err(|_| std::io::ErrorKind::InvalidData)?;
-        stream.write_all(&length.to_be_bytes()).await?;
-        stream.write_all(&reply).await?;
-    }
-}
-
-/// A question as it came.
-struct Request {
-    message: Message,
-    bytes: Bytes,
-    protocol: Protocol,
-}
-
-impl Request {
-    /// `None` for what deserves no reply: replies (or two servers could answer each other for ever) and
-    /// what is not DNS.
-    fn parse(bytes: &[u8], protocol: Protocol) -> Option<Self> {
-        let message = Message::from_vec(bytes).ok()?;
-        let is_query = message.metadata.message_type == MessageType::Query;
-        is_query.then(|| Self { message, bytes: Bytes::copy_from_slice(bytes), protocol })
-    }
-
-    fn query(&self) -> Option<&Query> {
-        self.message.queries.first()
-    }
-
-    fn size_max(&self) -> usize {
-        match (self.protocol, &self.message.edns) {
-            (Protocol::Tcp, _) => usize::from(u16::MAX),
-            (Protocol::Udp, None) => usize::from(UDP_SIZE_PLAIN),
-            (Protocol::Udp, Some(edns)) => usize::from(edns.max_payload().clamp(UDP_SIZE_PLAIN, UDP_SIZE_MAX)),
+        let message = [&length.to_be_bytes(), reply.as_slice()].concat();
+        tokio::select! {
+            written = stream.write_all(&message) => written?,
+            () = responder.clock.sleep(CONNECTION_IDLE_TIMEOUT) => return Ok(()),
         }
     }
 }
 
-/// A record of ours that points outside, and where to.
-type Alias = (Box<Record>, Name);
-
-enum Step {
-    Done(Vec<u8>),
-    /// Ask others, after this alias if there is one.
-    Forward(Option<Alias>),
-}
-
-impl Shared {
-    /// Answers what can be answered from memory.
-    fn local(&self, request: &Request) -> Step {
-        self.metrics.requests.inc();
-        let metadata = &request.message.metadata;
-        if metadata.op_code != OpCode::Query {
-            return Step::Done(self.reply(request, ResponseCode::NotImp, |_| {}));
-        }
-        let [query] = request.message.queries.as_slice() else {
-            return Step::Done(self.reply(request, ResponseCode::FormErr, |_| {}));
-        };
-        if request.message.edns.as_ref().is_some_and(|edns| edns.version() != 0) {
-            return Step::Done(self.reply(request, ResponseCode::BADVERS, |_| {}));
-        }
-        // Transfers tell too much, and `ANY` is how reflection attacks ask for much.
-        if matches!(query.query_type(), RecordType::AXFR | RecordType::IXFR | RecordType::ANY) {
-            return Step::Done(self.reply(request, ResponseCode::NotImp, |_| {}));
-        }
-        if query.query_class() != DNSClass::IN {
-            return Step::Done(self.reply(request, ResponseCode::Refused, |_| {}));
-        }
-        match self.authority.answer(&self.zone, query.name(), query.query_type()) {
-            Reply::Records { mut answers, additionals } => {
-                // Clients take the first address; each reply begins with another one.
-                if answers.len() > 1 && matches!(query.query_type(), RecordType::A | RecordType::AAAA) {
-                    let shift = usize::from(metadata.id) % answers.len();
-                    answers.rotate_left(shift);
-                }
-                Step::Done(self.reply(request, ResponseCode::NoError, |reply| {
-                    reply.metadata.authoritative = true;
-                    reply.answers = answers;
-                    reply.additionals = additionals;
-                }))
-            }
-            Reply::Negative(code) => Step::Done(self.reply(request, code, |reply| {
-                reply.metadata.authoritative = true;
-                let serial = u32::try_from(self.clock.now().as_second()).unwrap_or(1);
-                reply.authorities = vec![self.authority.soa(serial)];
-            })),
-            Reply::Alias { alias, target } => Step::Forward(Some((alias, target))),
-            Reply::NotOurs => match self.cached(request, query) {
-                Some(reply) => Step::Done(reply),
-                None => Step::Forward(None),
-            },
-        }
+async fn read_query(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+    let mut length = [0; 2];
+    stream.read_exact(&mut length).await?;
+    let length = usize::from(u16::from_be_bytes(length));
+    if length > QUERY_SIZE_MAX {
+        return Err(std::io::ErrorKind::InvalidData.into());
     }
-
-    fn cached(&self, request: &Request, query: &Query) -> Option<Vec<u8>> {
-        let (bytes, left) = self.cache.get(&question(request, query), self.clock.monotonic())?;
-        let mut reply = Message::from_vec(&bytes).ok()?;
-        self.metrics.cache_hits.inc();
-        reply.metadata.id = request.message.metadata.id;
-        reply.queries = vec![query.clone()];
-        for record in reply.answers.iter_mut().chain(&mut reply.authorities) {
-            record.ttl = record.ttl.min(left);
-        }
-        Some(self.encode(request, reply))
-    }
-
-    async fn forward(&self, request: &Request, alias: Option<Alias>) -> Vec<u8> {
-        let Some(query) = request.query() else { return self.reply(request, ResponseCode::FormErr, |_| {}) };
-        self.metrics.forwards.inc();
-        let Some((alias, target)) = alias else {
-            return match self.forwarder.ask(query.name(), &request.bytes, request.protocol).await {
-                Ok(bytes) => self.relay(request, query, bytes),
-                Err(error) => {
-                    debug!(name = %query.name(), error = %chain(&error), "Could not forward a query");
-                    self.reply(request, ResponseCode::ServFail, |_| {})
-                }
-            };
-        };
-        let mut inner = Message::new(request.message.metadata.id, MessageType::Query, OpCode::Query);
-        inner.metadata.recursion_desired = true;
-        inner.add_query(Query::query(target.clone(), query.query_type()));
-        let found = match inner.to_vec() {
-            Ok(bytes) => self.forwarder.ask(&target, &bytes, request.protocol).await.ok(),
-            Err(_) => None,
-        };
-        // The alias alone is an answer: the client can ask for its target itself.
-        let found = found.and_then(|bytes| Message::from_vec(&bytes).ok()).map(|message| message.answers);
-        self.reply(request, ResponseCode::NoError, |reply| {
-            reply.answers = std::iter::once(*alias).chain(found.unwrap_or_default()).collect();
-        })
-    }
-
-    /// Hands on what another server said, and remembers it.
-    fn relay(&self, request: &Request, query: &Query, bytes: Bytes) -> Vec<u8> {
-        let Ok(reply) = Message::from_vec(&bytes) else { return self.reply(request, ResponseCode::ServFail, |_| {}) };
-        if !reply.metadata.truncation {
-            let keep = Duration::from_secs(u64::from(keep_seconds(&reply)));
-            self.cache.put(question(request, query), bytes, keep, self.clock.monotonic());
-        }
-        self.encode(request, reply)
-    }
-
-    fn reply(&self, request: &Request, code: ResponseCode, fill: impl FnOnce(&mut Message)) -> Vec<u8> {
-        let asked = &request.message.metadata;
-        let mut reply = Message::response(asked.id, asked.op_code);
-        reply.metadata.recursion_desired = asked.recursion_desired;
-        reply.metadata.recursion_available = true;
-        reply.metadata.response_code = code;
-        reply.queries = request.message.queries.clone();
-        if request.message.edns.is_some() {
-            let mut edns = Edns::new();
-            edns.set_max_payload(UDP_SIZE_MAX);
-            edns.set_rcode_high(code.high());
-            reply.set_edns(edns);
-        }
-        fill(&mut reply);
-        self.encode(request, reply)
-    }
-
-    /// Encodes within what the client takes: first without additional records, then cut short.
-    fn encode(&self, request: &Request, mut reply: Message) -> Vec<u8> {
-        self.metrics.responses.get_or_create(&Rcode { rcode: format!("{:?}", reply.metadata.response_code) }).inc();
-        let limit = request.size_max();
-        let encoded = reply.to_vec().unwrap_or_default();
-        if encoded.len() <= limit {
-            return encoded;
-        }
-        reply.additionals.clear();
-        let encoded = reply.to_vec().unwrap_or_default();
-        if encoded.len() <= limit {
-            return encoded;
-        }
-        reply.truncate().to_vec().unwrap_or_default()
-    }
-}
-
-fn question(request: &Request, query: &Query) -> Question {
-    let dnssec = request.message.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok);
-    Question { name: query.name().to_lowercase(), kind: query.query_type(), dnssec }
-}
-
-/// The shortest time of all records; for a negative answer what its SOA says.
-fn keep_seconds(reply: &Message) -> u32 {
-    let negative = reply.authorities.iter().find_map(|record| match &record.data {
-        RData::SOA(soa) => Some(record.ttl.min(soa.minimum)),
-        _ => None,
-    });
-    match reply.metadata.response_code {
-        ResponseCode::NoError if !reply.answers.is_empty() => {
-            reply.answers.iter().map(|record| record.ttl).min().unwrap_or(0)
-        }
-        ResponseCode::NoError | ResponseCode::NXDomain => negative.unwrap_or(0),
-        _ => 0,
-    }
+    let mut query = vec![0; length];
+    stream.read_exact(&mut query).await?;
+    Ok(query)
 }

@@ -60,6 +60,23 @@ impl Space {
         self.within(|| TcpStream::connect_timeout(&to, TIMEOUT))
     }
 
+    /// Connects with one of this space's addresses as the source.
+    #[allow(dead_code, reason = "of the shared harness, used by the network's tests")]
+    pub(crate) fn connect_from(&self, source: &str, to: &str) -> std::io::Result<TcpStream> {
+        use nix::sys::socket::{
+            AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt::SendTimeout,
+        };
+        let address = |text: &str| SockaddrIn::from(text.parse::<std::net::SocketAddrV4>().unwrap());
+        self.within(|| {
+            let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+            let seconds = i64::try_from(TIMEOUT.as_secs()).unwrap();
+            setsockopt(&fd, SendTimeout, &nix::sys::time::TimeVal::new(seconds, 0))?;
+            bind(fd.as_raw_fd(), &address(source))?;
+            connect(fd.as_raw_fd(), &address(to))?;
+            Ok(TcpStream::from(fd))
+        })
+    }
+
     /// Connects to `to`, which must lead to `listener`, sends `bytes` there and back, and returns who the
     /// listener saw.
     pub(crate) fn reach(&self, to: &str, listener: &TcpListener, bytes: usize) -> IpAddr {

@@ -1,5 +1,7 @@
 //! Two nodes with a cable between them.
 
+use std::io::{Read, Write};
+
 use rkube_network::netlink::Socket;
 use rkube_network::netlink::route::PROTOCOL;
 use rkube_network::node::{Backend, Peer, View};
@@ -78,6 +80,13 @@ fn host_ports_lead_to_the_pod_from_everywhere() {
     a.space.reach("127.0.0.1:8081", &listener, 10);
     a.space.reach("192.0.2.1:8080", &listener, 10);
     pod.reach("192.0.2.1:8080", &listener, 10);
+    // A program of the host that talks to 127.0.0.1 from another address of the host.
+    for port in [8080, 8081] {
+        let mut near = a.space.connect_from("192.0.2.1:0", &format!("127.0.0.1:{port}")).unwrap();
+        let (mut far, _) = listener.accept().unwrap();
+        far.write_all(b"!").unwrap();
+        near.read_exact(&mut [0]).unwrap();
+    }
     assert!(b.space.connect("192.0.2.1:8081").is_err());
 
     // The frame is laid anew, as by an agent that restarts: host ports stay.
