@@ -6,6 +6,7 @@
 pub mod convert;
 pub mod draft;
 mod generated;
+pub mod host_ports;
 pub mod kind;
 mod kinds;
 pub mod node_affinity;
@@ -17,6 +18,7 @@ pub mod resource;
 pub mod schema;
 mod span;
 pub mod table;
+pub mod taints;
 pub mod volumes;
 
 pub use k8s_openapi::ByteString;

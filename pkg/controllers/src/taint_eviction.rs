@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rkube_api::k8s::core::v1::{Node, ObjectReference, Pod, PodCondition, Taint, Toleration};
+use rkube_api::taints::tolerates;
 use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::key::ObjectKey;
 use rkube_client::owner::{object_key, uid_of};
@@ -19,7 +20,7 @@ use rkube_client::{
 };
 
 use crate::common::errors::ignore_not_found;
-use crate::common::nodes::{index_by_node, pods_on, taints, tolerates};
+use crate::common::nodes::{index_by_node, pods_on, taints};
 use crate::common::pods;
 use crate::context::{ControllerContext, Descriptor, Running};
 

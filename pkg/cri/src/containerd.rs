@@ -106,29 +106,47 @@ impl Client {
         let mut news = self.subscribe(vec!["topic~=\"/images/\"".to_owned()]).await.ok();
         let names = self.import(path).await?;
         for name in &names {
-            let seen = async {
-                loop {
-                    let image = Some(ImageSpec { image: name.clone(), ..ImageSpec::default() });
-                    let status = service.image_status(ImageStatusRequest { image, verbose: false }).await;
-                    if status.is_ok_and(|answer| answer.image.is_some()) {
-                        return;
-                    }
-                    // containerd announces an image before its CRI half has it, so an event is not the
-                    // last word; the short limit is for that gap.
-                    let next = async {
-                        match &mut news {
-                            Some(news) => drop(news.next().await),
-                            None => std::future::pending().await,
-                        }
-                    };
-                    let _ = tokio::time::timeout(Duration::from_millis(50), next).await;
-                }
-            };
-            if tokio::time::timeout(NOTICE_TIMEOUT, seen).await.is_err() {
-                return Err(ImportError::Unseen { image: name.clone() });
-            }
+            await_image(service, &mut news, name).await?;
         }
         Ok(names)
+    }
+
+    /// Gives an image another name instead of the one it has, and waits until CRI calls see it.
+    pub fn rename_for_cri<'a>(
+        &'a self,
+        service: &'a dyn ImageService,
+        from: &'a str,
+        to: &'a str,
+    ) -> BoxFuture<'a, Result<(), ImportError>> {
+        Box::pin(async move {
+            // Subscribed before anything is written, so that no news is missed.
+            let mut news = self.subscribe(vec!["topic~=\"/images/\"".to_owned()]).await.ok();
+            let failed = |status: &tonic::Status| ImportError::Record {
+                image: from.to_owned(),
+                source: RuntimeError::status("rename_image", status),
+            };
+            let mut client = images::images_client::ImagesClient::new(self.channel.clone());
+            let request = self.request(images::GetImageRequest { name: from.to_owned() }, None);
+            let found = client.get(request).await.map_err(|status| failed(&status))?.into_inner();
+            let target = found.image.and_then(|image| image.target);
+            let target = target.ok_or_else(|| failed(&tonic::Status::not_found("an image without content")))?;
+            // CRI keeps an image under its digest, too.
+            let digests = [from, to].map(|name| format!("{}@{}", repository(name), target.digest));
+            for name in [to, &digests[1]] {
+                self.record_target(name, target.clone(), None).await?;
+                await_image(service, &mut news, name).await?;
+            }
+            // The content has its new names before it loses the old ones, or it would be collected.
+            for name in [from, &digests[0]] {
+                let request = self.request(images::DeleteImageRequest { name: name.to_owned(), sync: false }, None);
+                match client.delete(request).await {
+                    Err(status) if status.code() != tonic::Code::NotFound => return Err(failed(&status)),
+                    _ => {}
+                }
+                await_absence(service, &mut news, name).await?;
+            }
+            Ok(())
+        })
     }
 
     /// Starts and ends of tasks, by container id.
@@ -348,29 +366,85 @@ impl Client {
     }
 
     async fn record(&self, name: &str, descriptor: &Descriptor, lease: &str) -> Result<(), ImportError> {
-        let mut client = images::images_client::ImagesClient::new(self.channel.clone());
         let target = images::Descriptor {
             media_type: descriptor.media_type.clone(),
             digest: descriptor.digest.clone(),
             size: descriptor.size,
             annotations: [].into(),
         };
+        self.record_target(name, target, Some(lease)).await
+    }
+
+    async fn record_target(
+        &self,
+        name: &str,
+        target: images::Descriptor,
+        lease: Option<&str>,
+    ) -> Result<(), ImportError> {
+        let mut client = images::images_client::ImagesClient::new(self.channel.clone());
         let image = images::Image { name: name.to_owned(), labels: [].into(), target: Some(target) };
         let create = images::CreateImageRequest { image: Some(image.clone()) };
         let failed = |status: &tonic::Status| ImportError::Record {
             image: name.to_owned(),
             source: RuntimeError::status("record_image", status),
         };
-        match client.create(self.request(create, Some(lease))).await {
+        match client.create(self.request(create, lease)).await {
             Ok(_) => Ok(()),
             Err(status) if status.code() == tonic::Code::AlreadyExists => {
                 let mask = prost_types::FieldMask { paths: vec!["target".to_owned()] };
                 let update = images::UpdateImageRequest { image: Some(image), update_mask: Some(mask) };
-                client.update(self.request(update, Some(lease))).await.map(drop).map_err(|status| failed(&status))
+                client.update(self.request(update, lease)).await.map(drop).map_err(|status| failed(&status))
             }
             Err(status) => Err(failed(&status)),
         }
     }
+}
+
+type News = ReceiverStream<Result<events::Envelope, RuntimeError>>;
+
+/// A name without its tag or digest.
+fn repository(name: &str) -> &str {
+    let name = name.split_once('@').map_or(name, |(repository, _)| repository);
+    let end = name.rfind('/').map_or(0, |at| at + 1);
+    name[end..].find(':').map_or(name, |at| &name[..end + at])
+}
+
+/// Waits until containerd's CRI half has an image that was written.
+async fn await_image(service: &dyn ImageService, news: &mut Option<News>, name: &str) -> Result<(), ImportError> {
+    await_names(service, news, name, |is_known| is_known).await
+}
+
+/// Waits until it knows an image by this name no more.
+async fn await_absence(service: &dyn ImageService, news: &mut Option<News>, name: &str) -> Result<(), ImportError> {
+    await_names(service, news, name, |is_known| !is_known).await
+}
+
+async fn await_names(
+    service: &dyn ImageService,
+    news: &mut Option<News>,
+    name: &str,
+    holds: impl Fn(bool) -> bool + Send,
+) -> Result<(), ImportError> {
+    let seen = async {
+        loop {
+            let image = Some(ImageSpec { image: name.to_owned(), ..ImageSpec::default() });
+            let status = service.image_status(ImageStatusRequest { image, verbose: false }).await;
+            if status.is_ok_and(|answer| holds(answer.image.is_some())) {
+                return;
+            }
+            // containerd announces an image before its CRI half has it, so an event is not the last word; the
+            // short limit is for that gap.
+            let next = async {
+                match &mut *news {
+                    Some(news) => drop(news.next().await),
+                    None => std::future::pending().await,
+                }
+            };
+            let _ = tokio::time::timeout(Duration::from_millis(50), next).await;
+        }
+    };
+    let waited = tokio::time::timeout(NOTICE_TIMEOUT, seen).await;
+    waited.map_err(|_| ImportError::Unseen { image: name.to_owned() })
 }
 
 type ContentClient = content::content_client::ContentClient<Channel>;

@@ -71,11 +71,7 @@ impl Inner {
         let of = |worker: &Arc<Worker>| worker.pod().pod_spec().priority.unwrap_or(0);
         for group in groups(&self.config, workers, of) {
             for worker in &group.pods {
-                let verdict = Verdict {
-                    reason: REASON.to_owned(),
-                    message: MESSAGE.to_owned(),
-                    disruption: Some("TerminationByKubelet".to_owned()),
-                };
+                let verdict = Verdict::disruption(REASON, MESSAGE);
                 let grace_seconds = Some(grace(&worker.pod(), group.seconds));
                 worker.apply(Input::Evicted { verdict, grace_seconds });
             }

@@ -4,6 +4,7 @@
 //! ```text
 //! Syncing ──(deleted, evicted, orphaned, all containers ended)──► Terminating
 //! Terminating ──(no container runs)──► Terminated ──(volumes, cgroups gone)──► Finished
+//! Syncing ──(refused, ended before this start)──► Terminated
 //! ```
 //! A pod never goes back. One that is to run again (a static pod whose file came back) gets a new life
 //! after the old one finished.
@@ -28,6 +29,10 @@ pub enum Input {
     Removed { grace_seconds: Option<i64> },
     /// The kubelet itself ends the pod.
     Evicted { verdict: Verdict, grace_seconds: Option<i64> },
+    /// The pod may not run here. Nothing of it was started.
+    Refused { verdict: Verdict },
+    /// The API knows the pod as ended, and nothing of it runs.
+    EndedBefore,
     /// A sync found that no container will run any more.
     ContainersEnded,
     /// All containers are stopped.
@@ -91,6 +96,19 @@ impl Lifecycle {
                 }
                 self.terminate(grace_seconds)
             }
+            Input::Refused { verdict } => {
+                if self.phase == Phase::Syncing {
+                    self.verdict.get_or_insert(verdict);
+                    self.phase = Phase::Terminated;
+                }
+                false
+            }
+            Input::EndedBefore => {
+                if self.phase == Phase::Syncing {
+                    self.phase = Phase::Terminated;
+                }
+                false
+            }
             Input::ContainersEnded => {
                 if self.phase == Phase::Syncing {
                     self.phase = Phase::Terminating;
@@ -146,9 +164,12 @@ impl Lifecycle {
 mod tests {
     use super::*;
 
+    fn verdict(reason: &str) -> Verdict {
+        Verdict::new(reason, String::new())
+    }
+
     fn evicted(reason: &str) -> Input {
-        let verdict = Verdict { reason: reason.into(), message: String::new(), disruption: None };
-        Input::Evicted { verdict, grace_seconds: Some(0) }
+        Input::Evicted { verdict: verdict(reason), grace_seconds: Some(0) }
     }
 
     fn check(inputs: Vec<Input>, expected: &str) {
@@ -188,5 +209,9 @@ mod tests {
         // A deletion that arrives when all is over changes nothing.
         check(vec![ContainersEnded, Stopped, CleanedUp, Deleted { grace_seconds: 30 }], "stop clean nothing nothing");
         check(vec![Stopped, CleanedUp], "sync sync");
+        // What never started needs no stopping.
+        let refused = || Refused { verdict: verdict("OutOfcpu") };
+        check(vec![refused(), Deleted { grace_seconds: 30 }, CleanedUp], "clean clean nothing OutOfcpu");
+        check(vec![EndedBefore, CleanedUp], "clean nothing");
     }
 }

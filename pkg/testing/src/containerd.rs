@@ -180,6 +180,8 @@ state = "{folder}/state"
 [plugins."io.containerd.grpc.v1.cri"]
   restrict_oom_score_adj = true
   sandbox_image = "rkube.local/pause:1"
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "{folder}/certs.d"
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "{folder}/cni/bin"
     conf_dir = "{folder}/cni/conf"

@@ -2,3 +2,4 @@
 
 pub mod containerd;
 pub mod fuzz;
+pub mod registry;

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use rkube_api::k8s::core::v1::{Node, NodeCondition, ObjectReference, Pod, Taint, Toleration};
+use rkube_api::k8s::core::v1::{Node, NodeCondition, ObjectReference, Pod, Taint};
 use rkube_client::{Informer, Lister};
 
 use super::pods;
@@ -46,32 +46,6 @@ pub(crate) fn zone_key(node: &Node) -> String {
     let zone = label(["topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone"]);
     let region = label(["topology.kubernetes.io/region", "failure-domain.beta.kubernetes.io/region"]);
     if zone.is_empty() && region.is_empty() { String::new() } else { format!("{region}:\0:{zone}") }
-}
-
-/// Whether a toleration is for a taint.
-pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let effect = toleration.effect.as_deref().unwrap_or_default();
-    let key = toleration.key.as_deref().unwrap_or_default();
-    if !effect.is_empty() && effect != taint.effect {
-        return false;
-    }
-    if !key.is_empty() && key != taint.key {
-        return false;
-    }
-    match toleration.operator.as_deref().unwrap_or_default() {
-        "" | "Equal" => toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default(),
-        "Exists" => true,
-        // Numeric operators, for taints whose value is a number.
-        operator @ ("Lt" | "Gt") => {
-            let number = |text: Option<&String>| text.and_then(|text| text.parse::<i64>().ok());
-            match (number(taint.value.as_ref()), number(toleration.value.as_ref())) {
-                (Some(taint), Some(limit)) if operator == "Lt" => taint < limit,
-                (Some(taint), Some(limit)) => taint > limit,
-                _ => false,
-            }
-        }
-        _ => false,
-    }
 }
 
 /// How events refer to a node, whether it exists or not.

@@ -5,9 +5,10 @@
 use rkube_api::k8s::apps::v1::DaemonSetSpec;
 use rkube_api::k8s::core::v1::{Node, PodSpec};
 use rkube_api::node_affinity::{NodeLabels, required_matches};
+use rkube_api::taints::is_tolerated;
 
 use super::pods::add_tolerations;
-use crate::common::nodes::{taints, tolerates};
+use crate::common::nodes::taints;
 
 /// What a node means to a DaemonSet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +41,7 @@ impl Requirements {
         let tolerations = self.0.tolerations.as_deref().unwrap_or_default();
         let bears = |effects: &[&str]| {
             let mut relevant = taints(node).iter().filter(|taint| effects.contains(&taint.effect.as_str()));
-            relevant.all(|taint| tolerations.iter().any(|toleration| tolerates(toleration, taint)))
+            relevant.all(|taint| is_tolerated(tolerations, taint))
         };
         if bears(&["NoSchedule", "NoExecute"]) {
             Fit::Runs

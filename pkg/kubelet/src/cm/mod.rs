@@ -6,9 +6,12 @@
 //!   /burstable/pod<uid>
 //!   /besteffort/pod<uid>
 //! ```
-//! With the systemd driver the names are slices (`kubepods-burstable-pod<uid>.slice` below those of its class),
-//! which systemd makes when the runtime starts a container in them; limits of a whole pod are not set then.
+//! With the systemd driver the names are slices (`kubepods-burstable-pod<uid>.slice` below those of its class), which
+//! [`systemd`] makes and limits when it is asked to.
 //! Behaves as pkg/kubelet/cm/{cgroup_manager,pod_container_manager,qos_container_manager}_linux.go, v1.36.
+
+pub mod bus;
+mod systemd;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -71,6 +74,17 @@ pub enum CgroupError {
         #[source]
         source: io::Error,
     },
+    #[error("{operation} slice {unit}")]
+    Slice {
+        operation: &'static str,
+        unit: String,
+        #[source]
+        source: bus::BusError,
+    },
+}
+
+fn slice<'a>(operation: &'static str, name: &'a str) -> impl FnOnce(bus::BusError) -> CgroupError + 'a {
+    move |source| CgroupError::Slice { operation, unit: systemd::unit_of(name).to_owned(), source }
 }
 
 fn at<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> CgroupError + 'a {
@@ -84,6 +98,7 @@ pub struct Cgroups {
     mount: PathBuf,
     pub version: CgroupVersion,
     driver: Arc<OnceLock<CgroupDriver>>,
+    slices: Arc<systemd::Slices>,
     /// Where `kubepods` is: `/` by default.
     parent: String,
     pub pids_max: Option<i64>,
@@ -93,7 +108,7 @@ impl Cgroups {
     pub fn new(mount: &Path, parent: &str, pids_max: Option<i64>) -> Self {
         let version = if mount.join("cgroup.controllers").exists() { CgroupVersion::V2 } else { CgroupVersion::V1 };
         let parent = parent.trim_end_matches('/').to_owned();
-        Self { mount: mount.to_owned(), version, driver: Arc::default(), parent, pids_max }
+        Self { mount: mount.to_owned(), version, driver: Arc::default(), slices: Arc::default(), parent, pids_max }
     }
 
     /// What the runtime says, before anything is made. The first word counts: names depend on it.
@@ -135,6 +150,11 @@ impl Cgroups {
         }
     }
 
+    /// The cgroups above those of pods: all, and each class.
+    pub fn classes(&self) -> [String; 3] {
+        [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort].map(|class| self.name(class, None))
+    }
+
     /// Where the runtime puts a container of a pod.
     pub fn of_container(&self, pod: &Pod, id: &str) -> String {
         match self.driver() {
@@ -146,11 +166,8 @@ impl Cgroups {
 
     /// Makes the top of the hierarchy.
     pub fn set_up(&self, allocatable: &Limits) -> Result<(), CgroupError> {
-        if self.driver() == CgroupDriver::Systemd {
-            return Ok(());
-        }
-        let top = format!("{}/kubepods", self.parent);
-        self.apply(&top, allocatable)?;
+        // The class without a name of its own is the top.
+        self.apply(&self.name(QosClass::Guaranteed, None), allocatable)?;
         for class in [QosClass::Burstable, QosClass::BestEffort] {
             self.apply(&self.name(class, None), &Limits { cpu_shares: Some(shares(0)), ..Limits::default() })?;
         }
@@ -159,9 +176,6 @@ impl Cgroups {
 
     /// Burstable pods together weigh what they ask for together.
     pub fn set_burstable_shares<'a>(&self, pods: impl Iterator<Item = &'a Pod>) -> Result<(), CgroupError> {
-        if self.driver() == CgroupDriver::Systemd {
-            return Ok(());
-        }
         let sum: i64 = pods
             .filter(|pod| pod.qos() == QosClass::Burstable)
             .map(|pod| pod_request(pod.pod_spec(), "cpu").milli_value())
@@ -172,13 +186,13 @@ impl Cgroups {
 
     /// Makes a pod's cgroup, or brings its limits up to date.
     pub fn ensure(&self, pod: &Pod) -> Result<(), CgroupError> {
-        if self.driver() == CgroupDriver::Systemd {
-            return Ok(());
-        }
         self.apply(&self.parent_of(pod), &pod_limits(pod, self.pids_max))
     }
 
     fn apply(&self, name: &str, limits: &Limits) -> Result<(), CgroupError> {
+        if self.driver() == CgroupDriver::Systemd {
+            return self.slices.apply(name, self.version, limits).map_err(slice("limiting", name));
+        }
         let relative = name.trim_start_matches('/');
         match self.version {
             CgroupVersion::V1 => {
@@ -217,11 +231,15 @@ impl Cgroups {
 
     /// Removes a pod's cgroups in every class: a restart may not know which it had.
     pub fn remove(&self, uid: &PodUid) -> Result<(), CgroupError> {
-        if self.driver() == CgroupDriver::Systemd {
-            return Ok(());
-        }
         for qos in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
             let name = self.name(qos, Some(uid));
+            if self.driver() == CgroupDriver::Systemd {
+                // A slice is there in all hierarchies or in none.
+                if self.directory_of(&name, "systemd").is_dir() {
+                    self.slices.remove(&name).map_err(slice("stopping", &name))?;
+                }
+                continue;
+            }
             for root in self.roots() {
                 let directory = root.join(name.trim_start_matches('/'));
                 if directory.is_dir() {
@@ -242,22 +260,26 @@ impl Cgroups {
 
     /// UIDs of pods that have a cgroup.
     pub fn pods(&self) -> Vec<PodUid> {
-        if self.driver() == CgroupDriver::Systemd {
-            return vec![];
-        }
         let mut pods = std::collections::BTreeSet::new();
-        let root = match self.version {
-            CgroupVersion::V1 => self.mount.join("memory"),
-            CgroupVersion::V2 => self.mount.clone(),
-        };
-        let top = root.join(self.parent.trim_start_matches('/')).join("kubepods");
-        for directory in [top.clone(), top.join("burstable"), top.join("besteffort")] {
-            for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-                let name = entry.file_name();
-                pods.extend(name.to_str().and_then(|name| name.strip_prefix("pod")).map(PodUid::from));
+        for qos in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
+            let class = self.name(qos, None);
+            for entry in std::fs::read_dir(self.directory_of(&class, "memory")).into_iter().flatten().flatten() {
+                pods.extend(entry.file_name().to_str().and_then(|name| self.uid_in(&class, name)));
             }
         }
         pods.into_iter().collect()
+    }
+
+    /// The pod whose cgroup has this name in its class.
+    fn uid_in(&self, class: &str, name: &str) -> Option<PodUid> {
+        match self.driver() {
+            CgroupDriver::Cgroupfs => name.strip_prefix("pod").map(PodUid::from),
+            CgroupDriver::Systemd => {
+                let class = systemd::unit_of(class).strip_suffix(".slice")?;
+                let uid = name.strip_prefix(class)?.strip_prefix("-pod")?.strip_suffix(".slice")?;
+                Some(PodUid::from(uid.replace('_', "-").as_str()))
+            }
+        }
     }
 
     /// The directory that tells a pod's use of `controller`.
@@ -403,6 +425,10 @@ mod tests {
         let slice = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-poda_b.slice";
         let burstable = pod(&[("cpu", "1")]);
         assert_eq!(name(CgroupDriver::Systemd, &burstable), slice);
+        let systemd = cgroups(CgroupDriver::Systemd);
+        let class = systemd.name(QosClass::Burstable, None);
+        assert_eq!(systemd.uid_in(&class, "kubepods-burstable-poda_b.slice"), Some(PodUid::from("a-b")));
+        assert_eq!(systemd.uid_in(&class, "cri-containerd-1.scope"), None);
         let container = cgroups(CgroupDriver::Systemd).of_container(&burstable, "c1");
         assert_eq!(container, format!("{slice}/cri-containerd-c1.scope"));
     }

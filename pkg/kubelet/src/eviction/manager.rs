@@ -21,6 +21,7 @@ use crate::pod::{PodExt, limit, pod_limit, pod_request, quantity, request};
 use crate::status::Verdict;
 use crate::worker::{Input, Phase};
 
+const REASON: &str = "Evicted";
 /// Upstream's monitoring interval.
 const PERIOD: Duration = Duration::from_secs(10);
 /// Images that nothing uses are collected this often, and not younger than this.
@@ -123,7 +124,7 @@ async fn relieve(inner: &Arc<Inner>, state: &mut State, crossed: &Crossed) {
         inner.config.eviction.pod_grace_seconds_max.min(own)
     };
     let message = message(inner, &pod, crossed);
-    evict(inner, &pod, message, Some("TerminationByKubelet".to_owned()), grace_seconds);
+    evict(inner, &pod, Verdict::disruption(REASON, message), grace_seconds);
 }
 
 /// Upstream's words: what ran short, and which containers used more than they asked for.
@@ -163,11 +164,10 @@ fn process_count(inner: &Inner, pod: &Pod) -> i64 {
     std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }
 
-fn evict(inner: &Inner, pod: &Arc<Pod>, message: String, disruption: Option<String>, grace_seconds: i64) {
+fn evict(inner: &Inner, pod: &Arc<Pod>, verdict: Verdict, grace_seconds: i64) {
     let Some(worker) = inner.workers.get(&pod.uid()) else { return };
-    tracing::info!(pod = %pod.key(), message, "Evicting pod");
-    inner.events.pod(pod, Type::Warning, "Evicted", &message);
-    let verdict = Verdict { reason: "Evicted".to_owned(), message, disruption };
+    tracing::info!(pod = %pod.key(), message = verdict.message, "Evicting pod");
+    inner.events.pod(pod, Type::Warning, REASON, &verdict.message);
     worker.apply(Input::Evicted { verdict, grace_seconds: Some(grace_seconds) });
 }
 
@@ -228,7 +228,7 @@ async fn enforce_disk_limits(inner: &Arc<Inner>) -> bool {
         let (check, subject) = (inner.clone(), pod.clone());
         let over = tokio::task::spawn_blocking(move || over_limit(&check, &subject)).await;
         if let Ok(Some(message)) = over {
-            evict(inner, &pod, message, None, HARD_GRACE_SECONDS);
+            evict(inner, &pod, Verdict::new(REASON, message), HARD_GRACE_SECONDS);
             any = true;
         }
     }

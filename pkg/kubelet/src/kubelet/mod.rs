@@ -4,6 +4,7 @@
 //! and a tick for what is due. It only hands on; each pod has a worker task that does what takes time.
 //! Behaves as pkg/kubelet/{kubelet,pod_workers}.go, v1.36.
 
+mod admit;
 mod housekeeping;
 mod pod_sync;
 mod sources;
@@ -40,6 +41,7 @@ use crate::pod::PodUid;
 use crate::pods::PodManager;
 use crate::prober::ProbeManager;
 use crate::runtime::dns::{self, DnsSettings};
+use crate::runtime::images::ImageManager;
 use crate::runtime::resources::shares;
 use crate::runtime::{Runtime, RuntimeSettings};
 use crate::shutdown::MachineStops;
@@ -114,6 +116,8 @@ pub struct Inner {
     dns: RwLock<Arc<DnsSettings>>,
     pub(crate) wake: mpsc::Sender<Event>,
     pub(crate) garbage: tokio::sync::Notify,
+    /// Held while a pod is let in: two that come together must not take the same room.
+    pub(crate) admission: tokio::sync::Mutex<()>,
     /// When garbage was last collected, by the monotonic clock.
     collected: Mutex<Option<Duration>>,
     /// Images that came from files. No registry has them, so they are never collected.
@@ -174,11 +178,12 @@ impl Kubelet {
             hugepage_sizes: capacity.hugepages.keys().copied().collect(),
             apparmor_enabled: std::path::Path::new("/sys/kernel/security/apparmor/profiles").exists(),
             runtime_name: "containerd".to_owned(),
-            registries: config.registries.clone(),
         };
+        let images =
+            ImageManager::new(images, clock.clone(), events.clone(), config.registries.clone(), importer.clone());
         let runtime_manager = Arc::new(Runtime::new(
             runtime.clone(),
-            images.clone(),
+            images,
             clock.clone(),
             events.clone(),
             objects.clone(),
@@ -243,6 +248,7 @@ impl Kubelet {
             dns,
             wake,
             garbage: tokio::sync::Notify::new(),
+            admission: tokio::sync::Mutex::default(),
             collected: Mutex::default(),
             imported: Mutex::default(),
             tasks: TaskTracker::new(),

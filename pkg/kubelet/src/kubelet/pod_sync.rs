@@ -10,7 +10,6 @@ use rkube_api::k8s::node::v1::RuntimeClass;
 use rkube_apimachinery::chain::chain;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission;
 use crate::events::Type;
 use crate::kubelet::workers::Worker;
 use crate::kubelet::{Event, Inner};
@@ -27,7 +26,7 @@ const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 
 /// How a piece of work ended.
-enum End {
+pub(super) enum End {
     /// Look again after this, or when woken.
     Wait(Duration),
     /// Something failed: look again soon, later each time.
@@ -87,6 +86,11 @@ impl Inner {
         self.cache.get(&pod.uid()).unwrap_or_else(|| Arc::new(RuntimePod::of(pod)))
     }
 
+    /// Whether the pod had ended before this kubelet came to know it: its status is told.
+    fn ended_before(&self, pod: &Pod) -> bool {
+        is_terminal_phase(pod.phase()) && self.statuses.get(&pod.uid()).is_none()
+    }
+
     /// Asks the runtime anew.
     async fn refresh(&self, pod: &Pod) -> Result<Arc<RuntimePod>, rkube_cri::RuntimeError> {
         let status = self.runtime.pod_status(&pod.uid(), pod.namespace(), pod.name()).await?;
@@ -124,6 +128,15 @@ impl Inner {
     async fn sync(&self, worker: &Worker, cancel: &CancellationToken) -> End {
         let pod = worker.pod();
         let mut current = self.current(&pod);
+        if self.ended_before(&pod) && !current.is_active() {
+            return End::Next(Input::EndedBefore);
+        }
+        if !worker.is_admitted() {
+            match self.let_in(worker, &pod, &current, cancel).await {
+                Ok(()) => {}
+                Err(end) => return end,
+            }
+        }
         let phase = self.report(worker, &pod, &current, false);
         if is_terminal_phase(&phase) {
             return End::Next(Input::ContainersEnded);
@@ -132,19 +145,11 @@ impl Inner {
             Some(Duration::ZERO) => {
                 let message = "Pod was active on the node longer than the specified deadline";
                 self.events.pod(&pod, Type::Normal, "DeadlineExceeded", message);
-                let verdict = verdict("DeadlineExceeded", message);
+                let verdict = Verdict::new("DeadlineExceeded", message);
                 return End::Next(Input::Evicted { verdict, grace_seconds: None });
             }
             left => left,
         };
-        // Only a pod that has not run yet is refused: one that runs was let in before.
-        if !current.is_active()
-            && current.containers.is_empty()
-            && let Err(refusal) = admission::admit(&self.config, &pod, &self.admitted(&pod), &self.node)
-        {
-            self.events.pod(&pod, Type::Warning, &refusal.reason, &refusal.message);
-            return End::Next(Input::Evicted { verdict: refusal, grace_seconds: Some(0) });
-        }
         if let Err(message) = self.node.network_ready()
             && !pod.is_host_network()
         {
@@ -278,17 +283,6 @@ impl Inner {
         Some(Duration::from_secs(seconds).saturating_sub(age))
     }
 
-    /// Pods that take part of the node already.
-    fn admitted(&self, except: &Pod) -> Vec<Arc<Pod>> {
-        let uid = except.uid();
-        let others = self.workers.all().into_iter().filter(|worker| worker.uid != uid);
-        let active = others.filter(|worker| worker.phase() == crate::worker::Phase::Syncing);
-        active
-            .filter(|worker| self.cache.get(&worker.uid).is_some_and(|pod| pod.is_active()))
-            .map(|worker| worker.pod())
-            .collect()
-    }
-
     async fn stop(&self, worker: &Worker, grace_seconds: Option<i64>, cancel: &CancellationToken) -> End {
         let pod = worker.pod();
         let removed = worker.life.lock().is_removed();
@@ -338,7 +332,7 @@ impl Inner {
     async fn clean_up(&self, worker: &Worker) -> End {
         let pod = worker.pod();
         let uid = pod.uid();
-        if !worker.life.lock().is_removed() {
+        if !worker.life.lock().is_removed() && !self.ended_before(&pod) {
             self.report(worker, &pod, &self.current(&pod), true);
             // Its last phase may have been withheld while containers could run.
             self.statuses.touch(&uid);
@@ -366,8 +360,4 @@ impl Inner {
         self.runtime.forget(&pod);
         End::Next(Input::CleanedUp)
     }
-}
-
-fn verdict(reason: &str, message: &str) -> Verdict {
-    Verdict { reason: reason.to_owned(), message: message.to_owned(), disruption: None }
 }

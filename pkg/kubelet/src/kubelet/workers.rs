@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use rkube_api::k8s::core::v1::{Pod, PodStatus};
@@ -31,6 +32,8 @@ pub struct Worker {
     pub(crate) waiting: Mutex<Vec<Waiting>>,
     /// Cancelled when nothing of the pod is left on the node.
     finished: CancellationToken,
+    /// Whether it was let in, so that its part of the node is taken though nothing of it runs yet.
+    admitted: AtomicBool,
 }
 
 impl Worker {
@@ -44,6 +47,14 @@ impl Worker {
 
     pub(crate) fn set_pod(&self, pod: Arc<Pod>) {
         *self.pod.write() = pod;
+    }
+
+    pub(crate) fn is_admitted(&self) -> bool {
+        self.admitted.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_admitted(&self) {
+        self.admitted.store(true, Ordering::Release);
     }
 
     /// A fresh token for the next piece of work.
@@ -178,6 +189,7 @@ impl Inner {
             interrupt: Mutex::default(),
             waiting: Mutex::default(),
             finished: CancellationToken::new(),
+            admitted: AtomicBool::new(false),
         });
         self.workers.0.lock().insert(pod.uid(), worker.clone());
         let span = info_span!("pod", pod = %worker.key, uid = %worker.uid);

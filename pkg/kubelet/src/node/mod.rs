@@ -186,6 +186,11 @@ impl NodeManager {
         self.own.lister().get_named("", &self.name)
     }
 
+    /// The node's object, or what it will be: a kubelet that never reached the server knows itself.
+    pub(crate) fn seen(&self) -> Arc<Node> {
+        self.object().unwrap_or_else(|| Arc::new(object::node(&self.config, self.status(&NodeStatus::default()))))
+    }
+
     pub async fn run(self: Arc<Self>, inner: Arc<Inner>, shutdown: CancellationToken) {
         let inner = &inner;
         let run = async {

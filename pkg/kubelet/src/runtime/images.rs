@@ -8,11 +8,12 @@ use std::sync::Arc;
 use base64::Engine as _;
 use parking_lot::Mutex;
 use rkube_api::k8s::core::v1::{Container, Pod, Secret};
+use rkube_apimachinery::chain::chain;
 use rkube_apimachinery::clock::SharedClock;
 use rkube_cri::v1::{
     AuthConfig, Image, ImageFsInfoRequest, ImageSpec, ImageStatusRequest, PodSandboxConfig, PullImageRequest,
 };
-use rkube_cri::{ImageService, RuntimeError};
+use rkube_cri::{Code, ImageService, RuntimeError, containerd};
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
@@ -21,6 +22,7 @@ use crate::events::{Events, Type};
 use crate::node::capacity::{FileSystem, file_system};
 use crate::pod::PodExt;
 use crate::registries::Registries;
+use crate::registries::attempts::{Attempt, registry_of};
 
 /// Pulls at a time, so that a node that starts does not starve its first pods of bandwidth.
 const PARALLEL_PULLS_MAX: usize = 8;
@@ -40,10 +42,18 @@ pub struct ImageManager {
     previous: Mutex<HashMap<String, String>>,
     pulls: Semaphore,
     registries: Registries,
+    /// For images that have another name at a mirror, where the runtime is containerd.
+    importer: Option<containerd::Client>,
 }
 
 impl ImageManager {
-    pub fn new(service: Arc<dyn ImageService>, clock: SharedClock, events: Events, registries: Registries) -> Self {
+    pub fn new(
+        service: Arc<dyn ImageService>,
+        clock: SharedClock,
+        events: Events,
+        registries: Registries,
+        importer: Option<containerd::Client>,
+    ) -> Self {
         Self {
             service,
             clock,
@@ -52,6 +62,7 @@ impl ImageManager {
             previous: Mutex::default(),
             pulls: Semaphore::new(PARALLEL_PULLS_MAX),
             registries,
+            importer,
         }
     }
 
@@ -140,10 +151,8 @@ impl ImageManager {
         let begin = self.clock.monotonic();
         let permit = self.pulls.acquire().await;
         let pulling = self.clock.monotonic();
-        // The pod's own credentials come first.
-        let mut credentials = credentials(secrets, &name);
-        credentials.extend(self.registries.credentials(registry_of(&name)));
-        let pulled = self.pull_with_credentials(&spec, &credentials, sandbox).await;
+        let attempts = self.registries.attempts(&name, &credentials(secrets, &name));
+        let pulled = self.try_all(&spec, attempts, sandbox).await;
         drop(permit);
         let end = self.clock.monotonic();
         match pulled {
@@ -170,30 +179,50 @@ impl ImageManager {
         }
     }
 
-    async fn pull_with_credentials(
+    /// The last way's failure is the one that is told.
+    async fn try_all(
         &self,
         spec: &ImageSpec,
-        credentials: &[AuthConfig],
+        attempts: Vec<Attempt>,
         sandbox: &PodSandboxConfig,
     ) -> Result<Image, RuntimeError> {
-        let anonymous = [None];
-        let attempts: Vec<Option<AuthConfig>> =
-            if credentials.is_empty() { anonymous.into() } else { credentials.iter().cloned().map(Some).collect() };
         let mut failed = None;
-        for auth in attempts {
-            let request = PullImageRequest { image: Some(spec.clone()), auth, sandbox_config: Some(sandbox.clone()) };
-            match self.service.pull_image(request).await {
-                Ok(answer) => {
-                    let reference = ImageSpec { image: answer.image_ref, ..spec.clone() };
-                    return match self.inspect(&reference).await? {
-                        Some(image) => Ok(image),
-                        None => Err(RuntimeError::Incomplete { call: "pull_image", missing: "the image it pulled" }),
-                    };
+        for attempt in attempts {
+            let reference = attempt.reference.clone();
+            match self.attempt(spec, attempt, sandbox).await {
+                Ok(image) => return Ok(image),
+                Err(error) => {
+                    tracing::info!(reference, %error, "Image was not pulled this way");
+                    failed = Some(error);
                 }
-                Err(error) => failed = Some(error),
             }
         }
         Err(failed.unwrap_or(RuntimeError::Incomplete { call: "pull_image", missing: "an attempt" }))
+    }
+
+    async fn attempt(
+        &self,
+        spec: &ImageSpec,
+        attempt: Attempt,
+        sandbox: &PodSandboxConfig,
+    ) -> Result<Image, RuntimeError> {
+        let Attempt { reference, rename_to, auth } = attempt;
+        let importer = match (&rename_to, &self.importer) {
+            (Some(_), None) => {
+                let text = "images are renamed in containerd only";
+                return Err(RuntimeError::new("rename_image", Code::Unimplemented, text));
+            }
+            (_, importer) => importer.as_ref(),
+        };
+        let image = Some(ImageSpec { image: reference.clone(), ..spec.clone() });
+        let request = PullImageRequest { image, auth, sandbox_config: Some(sandbox.clone()) };
+        let image_ref = self.service.pull_image(request).await?.image_ref;
+        if let (Some(name), Some(importer)) = (&rename_to, importer) {
+            let renamed = importer.rename_for_cri(&*self.service, &reference, name).await;
+            renamed.map_err(|error| RuntimeError::new("rename_image", Code::Unknown, chain(&error).to_string()))?;
+        }
+        let pulled = self.inspect(&ImageSpec { image: image_ref, ..spec.clone() }).await?;
+        pulled.ok_or(RuntimeError::Incomplete { call: "pull_image", missing: "the image it pulled" })
     }
 
     /// Forgets what is known of a pod that is gone.
@@ -287,14 +316,6 @@ fn credentials(secrets: &[Arc<Secret>], image: &str) -> Vec<AuthConfig> {
         }
     }
     found.into_values().flatten().collect()
-}
-
-/// The registry an image comes from.
-fn registry_of(image: &str) -> &str {
-    match image.split_once('/') {
-        Some((first, _)) if first.contains(['.', ':']) || first == "localhost" => first,
-        _ => "docker.io",
-    }
 }
 
 fn registry_matches(pattern: &str, image: &str) -> bool {

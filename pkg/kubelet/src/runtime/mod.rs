@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rkube_apimachinery::clock::SharedClock;
-use rkube_cri::{ImageService, RuntimeService};
+use rkube_cri::RuntimeService;
 
 use crate::backoff::Backoff;
 use crate::events::Events;
@@ -51,7 +51,6 @@ pub struct RuntimeSettings {
     pub apparmor_enabled: bool,
     /// `containerd`, before `://` in container ids.
     pub runtime_name: String,
-    pub registries: crate::registries::Registries,
 }
 
 impl RuntimeSettings {
@@ -81,7 +80,7 @@ pub struct Runtime {
 impl Runtime {
     pub fn new(
         service: Arc<dyn RuntimeService>,
-        images: Arc<dyn ImageService>,
+        images: ImageManager,
         clock: SharedClock,
         events: Events,
         objects: Arc<Objects>,
@@ -90,7 +89,7 @@ impl Runtime {
     ) -> Self {
         Self {
             service,
-            images: ImageManager::new(images, clock.clone(), events.clone(), settings.registries.clone()),
+            images,
             clock,
             events,
             objects,

@@ -1,7 +1,7 @@
-//! Prometheus text of the kubelet's four metrics endpoints. Names and labels are upstream's.
+//! Prometheus text of the kubelet's metrics endpoints but cadvisor's, which is [`cadvisor`](super::cadvisor). Names and
+//! labels are upstream's.
 //!
-//! Behaves as pkg/kubelet/metrics, pkg/kubelet/server/metrics/resource_metrics.go and cadvisor's
-//! prometheus collector, v1.36, for the figures that cgroups give.
+//! Behaves as pkg/kubelet/metrics and pkg/kubelet/server/metrics/resource_metrics.go, v1.36.
 
 use std::fmt::Write as _;
 
@@ -16,19 +16,19 @@ use crate::server::stats::{Usage, container_cgroup, node_usage, running, usage};
 use crate::worker::Phase;
 
 /// Name, type, help, and how a sample's value comes out of a row.
-type Family<R> = (&'static str, &'static str, &'static str, fn(&R) -> f64);
+pub(super) type Family<R> = (&'static str, &'static str, &'static str, fn(&R) -> f64);
 
 /// Text under construction.
 #[derive(Default)]
-struct Text(String);
+pub(super) struct Text(String);
 
 impl Text {
-    fn head(&mut self, name: &str, kind: &str, help: &str) {
+    pub(super) fn head(&mut self, name: &str, kind: &str, help: &str) {
         // Writing to a string cannot fail.
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
+    pub(super) fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
         self.0.push_str(name);
         if !labels.is_empty() {
             let pairs: Vec<String> = labels.iter().map(|(key, value)| format!("{key}=\"{}\"", escape(value))).collect();
@@ -37,7 +37,7 @@ impl Text {
         let _ = writeln!(self.0, " {value}");
     }
 
-    fn answer(self) -> Answer {
+    pub(super) fn answer(self) -> Answer {
         let mut answer = Response::new(Body::from(self.0));
         let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
         answer.headers_mut().insert(header::CONTENT_TYPE, kind);
@@ -165,54 +165,6 @@ pub(super) fn resource(inner: &Inner) -> Answer {
         "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise",
     );
     text.sample("resource_scrape_error", &[], 0.0);
-    text.answer()
-}
-
-pub(super) fn cadvisor(inner: &Inner) -> Answer {
-    let mut text = Text::default();
-    let mut rows = Vec::new();
-    for (pod, containers) in running(inner) {
-        for container in containers {
-            let cgroup = container_cgroup(inner, &pod, &container);
-            let measured = usage(inner, &cgroup);
-            rows.push((pod.clone(), container, cgroup, measured));
-        }
-    }
-    let figures: [Family<Usage>; 5] = [
-        ("container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed in seconds.", cores),
-        (
-            "container_memory_usage_bytes",
-            "gauge",
-            "Current memory usage in bytes, including all memory regardless of when it was accessed",
-            |usage| usage.memory_usage as f64,
-        ),
-        ("container_memory_working_set_bytes", "gauge", "Current working set in bytes.", |usage| {
-            usage.memory_working_set as f64
-        }),
-        ("container_memory_rss", "gauge", "Size of RSS in bytes.", |usage| usage.memory_rss as f64),
-        ("container_processes", "gauge", "Number of processes running inside the container.", |usage| {
-            usage.processes as f64
-        }),
-    ];
-    for (name, kind, help, figure) in figures {
-        text.head(name, kind, help);
-        for (pod, container, cgroup, usage) in &rows {
-            let labels = [
-                ("container", container.name.as_str()),
-                ("id", cgroup),
-                ("image", &container.image),
-                ("name", &container.id),
-                ("namespace", pod.namespace()),
-                ("pod", pod.name()),
-            ];
-            text.sample(name, &labels, figure(usage));
-        }
-    }
-    let capacity = inner.node.capacity();
-    text.head("machine_cpu_cores", "gauge", "Number of logical CPU cores.");
-    text.sample("machine_cpu_cores", &[], capacity.cpu_milli as f64 / 1e3);
-    text.head("machine_memory_bytes", "gauge", "Amount of memory installed on the machine.");
-    text.sample("machine_memory_bytes", &[], capacity.memory as f64);
     text.answer()
 }
 

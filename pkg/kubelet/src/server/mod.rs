@@ -3,7 +3,10 @@
 //! Behaves as pkg/kubelet/server/server.go, v1.36.
 
 pub mod auth;
+mod cadvisor;
+mod figures;
 mod metrics;
+mod node_logs;
 pub mod stats;
 mod streams;
 
@@ -70,8 +73,9 @@ impl KubeletServer {
             (["stats", "summary"] | ["stats"], true) => json_answer(&self.stats.summary(&self.inner).await),
             (["metrics"], true) => metrics::kubelet(&self.inner),
             (["metrics", "resource"], true) => metrics::resource(&self.inner),
-            (["metrics", "cadvisor"], true) => metrics::cadvisor(&self.inner),
+            (["metrics", "cadvisor"], true) => cadvisor::answer(&self.inner).await,
             (["metrics", "probes"], true) => metrics::probes(&self.inner),
+            (["logs", rest @ ..], true) => node_logs::answer(rest, path.ends_with('/')).await,
             (["containerLogs", namespace, pod, container], true) => {
                 self.container_logs(namespace, pod, container, &query).await
             }

@@ -209,11 +209,8 @@ impl Sampler {
             "process_stats": {"process_count": whole.processes},
             "ephemeral-storage": file_system_stats(inner, &inner.config.root_dir, Some(disk)),
         });
-        // A process of the pod sees the pod's interfaces.
-        let procs = inner.cgroups.directory_of(&name, "memory");
         if !pod.is_host_network()
-            && let Some(pid) = first_process(&procs)
-            && let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/net/dev"))
+            && let Some(text) = pod_network(inner, pod)
         {
             item["network"] = network(inner, &text);
         }
@@ -245,15 +242,33 @@ fn file_system_stats(inner: &Inner, path: &Path, used: Option<i64>) -> Value {
     })
 }
 
+/// Numbers in a line of `/proc/net/dev`.
+const COUNTERS: usize = 16;
+
+/// A name and its counters.
+pub type Interface = (String, Vec<u64>);
+
+/// The interfaces of one network namespace and their counters, out of `/proc/net/dev`.
+pub fn interfaces_of(text: &str) -> Vec<Interface> {
+    let lines = text.lines().filter_map(|line| line.split_once(':'));
+    let interfaces = lines.map(|(name, counters)| {
+        let counters: Vec<u64> = counters.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+        (name.trim().to_owned(), counters)
+    });
+    interfaces.filter(|(name, counters)| name != "lo" && counters.len() >= COUNTERS).collect()
+}
+
+/// `/proc/net/dev` as a pod sees it: a process of the pod sees the pod's interfaces.
+pub fn pod_network(inner: &Inner, pod: &Pod) -> Option<String> {
+    let processes = inner.cgroups.directory_of(&inner.cgroups.parent_of(pod), "memory");
+    let first = first_process(&processes)?;
+    std::fs::read_to_string(format!("/proc/{first}/net/dev")).ok()
+}
+
 /// Counters of one network namespace; `eth0` stands for the whole where there is one.
 fn network(inner: &Inner, text: &str) -> Value {
-    let interfaces: Vec<Value> = text
-        .lines()
-        .filter_map(|line| line.split_once(':'))
-        .map(|(name, counters)| {
-            (name.trim(), counters.split_whitespace().filter_map(|n| n.parse::<u64>().ok()).collect::<Vec<_>>())
-        })
-        .filter(|(name, counters)| *name != "lo" && counters.len() >= 11)
+    let interfaces: Vec<Value> = interfaces_of(text)
+        .into_iter()
         .map(|(name, counters)| {
             json!({
                 "name": name, "rxBytes": counters[0], "rxErrors": counters[2],

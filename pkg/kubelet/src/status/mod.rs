@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use rkube_api::k8s::core::v1::{HostIP, Pod, PodCondition, PodIP, PodStatus};
 use rkube_api::meta::pkg::apis::meta::v1::Time;
 
+use crate::admission::Refusal;
 use crate::pod::{ContainerKind, PodExt};
 use crate::runtime::state::{RuntimePod, sandbox_changed};
 use crate::runtime::sync::Waiting;
@@ -24,6 +25,32 @@ pub struct Verdict {
     pub message: String,
     /// A DisruptionTarget condition's reason, where the pod was pushed out.
     pub disruption: Option<String>,
+    /// The condition's message, where it is another one.
+    pub disruption_message: Option<String>,
+    /// The pod never ran here, so there is nothing else to tell of it.
+    pub is_refusal: bool,
+}
+
+impl Verdict {
+    pub fn new(reason: &str, message: impl Into<String>) -> Self {
+        Self {
+            reason: reason.to_owned(),
+            message: message.into(),
+            disruption: None,
+            disruption_message: None,
+            is_refusal: false,
+        }
+    }
+
+    /// The kubelet ends a pod that could have gone on.
+    pub fn disruption(reason: &str, message: impl Into<String>) -> Self {
+        Self { disruption: Some("TerminationByKubelet".to_owned()), ..Self::new(reason, message) }
+    }
+
+    pub fn refusal(refusal: &Refusal) -> Self {
+        let message = format!("Pod was rejected: {}", refusal.message);
+        Self { is_refusal: true, ..Self::new(&refusal.reason, message) }
+    }
 }
 
 /// Everything a status is made from.
@@ -54,6 +81,9 @@ pub(crate) fn is_own_condition(kind: &str) -> bool {
 /// The pod's status.
 pub fn generate(inputs: &StatusInputs<'_>) -> PodStatus {
     let StatusInputs { pod, runtime, old, .. } = *inputs;
+    if let Some(verdict) = inputs.verdict.filter(|verdict| verdict.is_refusal) {
+        return refused(inputs, verdict);
+    }
     let converter =
         Converter { pod, runtime, waiting: inputs.waiting, probes: inputs.probes, runtime_name: inputs.runtime_name };
     let regular = converter.convert(ContainerKind::Regular, old.container_statuses.as_deref().unwrap_or_default());
@@ -64,7 +94,7 @@ pub fn generate(inputs: &StatusInputs<'_>) -> PodStatus {
 
     let mut status = PodStatus {
         qos_class: Some(pod.qos().as_str().to_owned()),
-        start_time: old.start_time.clone().or_else(|| Some(Time(rkube_apimachinery::time::whole_seconds(inputs.now)))),
+        start_time: start_time(inputs),
         observed_generation: pod.generation(),
         resize: old.resize.clone(),
         nominated_node_name: old.nominated_node_name.clone(),
@@ -105,6 +135,25 @@ pub fn generate(inputs: &StatusInputs<'_>) -> PodStatus {
     status.init_container_statuses = optional(init);
     status.ephemeral_container_statuses = optional(ephemeral);
     status
+}
+
+/// All there is to tell of a pod that was not let in.
+fn refused(inputs: &StatusInputs<'_>, verdict: &Verdict) -> PodStatus {
+    PodStatus {
+        phase: Some("Failed".to_owned()),
+        reason: Some(verdict.reason.clone()),
+        message: Some(verdict.message.clone()),
+        qos_class: Some(inputs.pod.qos().as_str().to_owned()),
+        start_time: start_time(inputs),
+        observed_generation: inputs.pod.generation(),
+        ..PodStatus::default()
+    }
+}
+
+/// When the kubelet first saw the pod.
+fn start_time(inputs: &StatusInputs<'_>) -> Option<Time> {
+    let now = || Time(rkube_apimachinery::time::whole_seconds(inputs.now));
+    inputs.old.start_time.clone().or_else(|| Some(now()))
 }
 
 /// The addresses of the sandbox; those the pod had, once its sandbox is gone.
@@ -155,7 +204,7 @@ fn add_disruption(inputs: &StatusInputs<'_>, conditions: &mut Vec<PodCondition>)
             type_: KIND.to_owned(),
             status: "True".to_owned(),
             reason: Some(verdict.disruption.clone()?),
-            message: Some(verdict.message.clone()),
+            message: verdict.disruption_message.clone().or_else(|| Some(verdict.message.clone())),
             observed_generation: inputs.pod.generation(),
             ..PodCondition::default()
         })

@@ -94,6 +94,33 @@ async fn what_fails_is_shown() {
 }
 
 #[tokio::test]
+async fn a_pod_that_may_not_run_here_fails_at_once_and_stays_so() {
+    let mut node = Node::start();
+    let mut stranger = pod("Always", &["a"]);
+    let spec = stranger.spec.as_mut().unwrap();
+    spec.node_selector = Some([("zone".to_owned(), "elsewhere".to_owned())].into());
+    node.api.put(&stranger);
+    // Without a container status: none was ever to be.
+    node.wait_for_pod("p Failed ").await;
+    let status = node.api.get::<Pod>("default", "p").unwrap().status.clone().unwrap();
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    assert_eq!(
+        format!("{}: {} ({})", text(&status.reason), text(&status.message), text(&status.qos_class)),
+        "NodeAffinity: Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node \
+         affinity/selector (BestEffort)"
+    );
+    assert_eq!(node.runtime.take_calls(), Vec::<String>::new());
+
+    // A kubelet that finds it so leaves it so, and finishes its deletion.
+    node.stop_kubelet().await;
+    node.start_kubelet();
+    node.client.namespaced::<Pod>("default").delete("p", &DeleteOptions::default()).await.unwrap();
+    node.wait("the pod to be gone", |api| api.get::<Pod>("default", "p").is_none()).await;
+    assert_eq!(node.runtime.take_calls(), Vec::<String>::new());
+    node.stop_kubelet().await;
+}
+
+#[tokio::test]
 async fn the_node_is_registered_and_holds_its_lease() {
     let mut node = Node::start();
     let is_ready = |node: &NodeObject| {

@@ -5,3 +5,5 @@ mod containerd;
 mod crash;
 mod harness;
 mod lifecycle;
+mod real_node;
+mod registry;

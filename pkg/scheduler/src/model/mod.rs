@@ -2,7 +2,6 @@
 
 pub(crate) use rkube_api::node_affinity;
 pub(crate) mod pod;
-pub(crate) mod ports;
 pub(crate) mod resources;
 pub(crate) mod selector;
 pub(crate) mod taints;

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
+use rkube_api::host_ports::{HostPort, host_ports_of};
 use rkube_api::k8s::core::v1::{Pod, PodSpec, Toleration};
 use rkube_apimachinery::key::ObjectKey;
 
-use crate::model::ports::{HostPort, host_ports_of};
 use crate::model::resources::{Resources, non_zero_requests_of, requests_of};
 use crate::model::term::{Member, Terms};
 

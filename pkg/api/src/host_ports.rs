@@ -1,13 +1,14 @@
-//! Host ports and which of them exclude one another.
+//! Host ports and which of them exclude one another. The scheduler and the kubelet must agree on it.
 //!
 //! Behaves as kube-scheduler/framework/types.go (`HostPortInfo`), v1.36.
 
-use rkube_api::k8s::core::v1::PodSpec;
-use rkube_api::pod_resources::is_sidecar;
+use k8s_openapi::api::core::v1::PodSpec;
+
+use crate::pod_resources::is_sidecar;
 
 /// A port of the node that a container wants for itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct HostPort {
+pub struct HostPort {
     ip: Box<str>,
     protocol: Box<str>,
     port: i32,
@@ -22,7 +23,7 @@ impl HostPort {
     }
 
     /// One address in common is enough.
-    pub(crate) fn conflicts(&self, other: &Self) -> bool {
+    pub fn conflicts(&self, other: &Self) -> bool {
         self.port == other.port
             && self.protocol == other.protocol
             && (self.ip == other.ip || &*self.ip == ANY || &*other.ip == ANY)
@@ -30,7 +31,7 @@ impl HostPort {
 }
 
 /// The ports of the pod's containers and sidecars.
-pub(crate) fn host_ports_of(spec: &PodSpec) -> Vec<HostPort> {
+pub fn host_ports_of(spec: &PodSpec) -> Vec<HostPort> {
     let sidecars = spec.init_containers.iter().flatten().filter(|container| is_sidecar(container));
     let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
     ports
