@@ -18,7 +18,7 @@ use rkube_apimachinery::task;
 use tokio::sync::Notify;
 use tracing::info_span;
 
-use crate::metrics::{QueueMetrics, workqueue};
+use crate::metrics::{Progress, QueueMetrics, workqueue};
 
 /// What may be queued: a key, small and cheap to clone.
 pub trait Item: Clone + Eq + Hash + Ord + Send + Sync + std::fmt::Debug + 'static {}
@@ -106,7 +106,7 @@ impl<T: Item> WorkQueue<T> {
             bucket_at: clock.monotonic(),
             shut_down: false,
         };
-        Self(Arc::new(Shared {
+        let shared = Arc::new(Shared {
             name,
             clock,
             limits,
@@ -115,7 +115,10 @@ impl<T: Item> WorkQueue<T> {
             rearm: Notify::new(),
             idle: Notify::new(),
             metrics: workqueue().queue(name),
-        }))
+        });
+        let weak = Arc::downgrade(&shared);
+        workqueue().watch(name, weak);
+        Self(shared)
     }
 
     pub fn name(&self) -> &'static str {
@@ -261,6 +264,15 @@ impl<T: Item> WorkQueue<T> {
 
     pub fn is_shut_down(&self) -> bool {
         self.0.state.lock().shut_down
+    }
+}
+
+impl<T: Item> Progress for Shared<T> {
+    fn unfinished(&self) -> (f64, f64) {
+        let now = self.clock.monotonic();
+        let state = self.state.lock();
+        let ages = || state.processing.values().map(|began| now.saturating_sub(*began).as_secs_f64());
+        (ages().sum(), ages().fold(0.0, f64::max))
     }
 }
 

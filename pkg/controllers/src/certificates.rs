@@ -288,3 +288,95 @@ impl Reconciler for Signer {
         Ok(Requeue::Never)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rkube_api::ByteString;
+    use rkube_api::k8s::certificates::v1::CertificateSigningRequestSpec;
+    use rkube_api::k8s::core::v1::{NodeAddress, NodeStatus};
+    use rkube_pki::{CertificateAuthority, Leaf};
+
+    use super::*;
+    use crate::testing::{World, metadata, survives_any_crash};
+
+    const ADDRESS: &str = "192.0.2.7";
+
+    fn serving(node: &str, address: &str) -> Leaf {
+        let name = format!("{NODE_PREFIX}{node}");
+        let organizations = vec![NODES.to_owned()];
+        let address = address.parse().expect("an address");
+        Leaf { organizations, ..Leaf::server(&name, vec![node.to_owned()], vec![address]) }
+    }
+
+    fn put(world: &World, name: &str, signer: &str, leaf: &Leaf, usage: &str) {
+        let request = rkube_pki::csr::request(leaf).expect("a request").request_pem.into_bytes();
+        world.api.put(&CertificateSigningRequest {
+            metadata: metadata("", name),
+            spec: CertificateSigningRequestSpec {
+                request: ByteString(request),
+                signer_name: signer.to_owned(),
+                usages: Some(vec!["digital signature".to_owned(), usage.to_owned()]),
+                username: Some(leaf.common_name.clone()),
+                ..CertificateSigningRequestSpec::default()
+            },
+            ..CertificateSigningRequest::default()
+        });
+    }
+
+    /// A node's serving certificate for its address, one for another's, a client's, and one with a usage too many.
+    fn arrange() -> World {
+        let mut world = World::new(&[APPROVER, SIGNER]);
+        let (authority, _) = CertificateAuthority::generate("kubernetes", world.now()).expect("an authority");
+        world.config.signing_authority = Some(authority);
+        let address = NodeAddress { type_: "InternalIP".to_owned(), address: ADDRESS.to_owned() };
+        let status = NodeStatus { addresses: Some(vec![address]), ..NodeStatus::default() };
+        world.api.put(&Node { metadata: metadata("", "n1"), status: Some(status), ..Node::default() });
+        put(&world, "own", KUBELET_SERVING, &serving("n1", ADDRESS), "server auth");
+        put(&world, "other", KUBELET_SERVING, &serving("n1", "192.0.2.8"), "server auth");
+        put(&world, "user", CLIENT, &Leaf::client("jane", &[]), "client auth");
+        put(&world, "usage", CLIENT, &Leaf::client("jane", &[]), "server auth");
+        world
+    }
+
+    fn approve(world: &World, name: &str) {
+        world.api.edit::<CertificateSigningRequest>("", name, |request| {
+            let condition = CertificateSigningRequestCondition {
+                type_: "Approved".to_owned(),
+                status: "True".to_owned(),
+                ..CertificateSigningRequestCondition::default()
+            };
+            request.status.get_or_insert_default().conditions.get_or_insert_default().push(condition);
+        });
+    }
+
+    fn outcome(world: &World) -> String {
+        let describe = |request: &CertificateSigningRequest| {
+            let status = request.status.as_ref();
+            let conditions = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
+            let conditions: Vec<_> = conditions.map(|condition| condition.type_.as_str()).collect();
+            let name = request.metadata.name.as_deref().unwrap_or_default();
+            format!("{name} {conditions:?} issued {}", is_issued(request))
+        };
+        let requests = world.api.list::<CertificateSigningRequest>("");
+        requests.iter().map(|request| describe(request)).collect::<Vec<_>>().join("\n")
+    }
+
+    #[tokio::test]
+    async fn a_node_gets_what_is_its_own_and_others_what_is_approved_whatever_crashes() {
+        let drive = async |world: &mut World| {
+            approve(world, "user");
+            approve(world, "usage");
+            world.run_for(Duration::from_secs(10)).await;
+        };
+        survives_any_crash(arrange, drive, outcome).await;
+        let mut world = arrange();
+        world.start();
+        drive(&mut world).await;
+        expect_test::expect![[r#"
+            other [] issued false
+            own ["Approved"] issued true
+            usage ["Approved", "Failed"] issued false
+            user ["Approved"] issued true"#]]
+        .assert_eq(&outcome(&world));
+    }
+}

@@ -17,6 +17,7 @@ use rkube_client::{Client, ClientError, Delta, EventRecorder, Lister, Reconciler
 use crate::common::claims::{claim_name, index_by_claim, pods_with, volumes};
 use crate::common::pods;
 use crate::context::{ControllerContext, Descriptor, Running};
+use crate::metrics::metrics;
 
 const NAME: &str = "ephemeral-volume-controller";
 /// What upstream signs these events with.
@@ -97,7 +98,11 @@ impl EphemeralVolumes {
             None => {}
         }
         let created = self.client.namespaced::<PersistentVolumeClaim>(namespace).create(wanted).await;
-        created.map(drop).map_err(|error: ClientError| format!("create PVC {name}: {error}"))
+        metrics().ephemeral_creates.inc();
+        created.map(drop).map_err(|error: ClientError| {
+            metrics().ephemeral_failures.inc();
+            format!("create PVC {name}: {error}")
+        })
     }
 }
 

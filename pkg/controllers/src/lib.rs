@@ -7,6 +7,7 @@
 
 pub mod config;
 pub mod context;
+mod metrics;
 mod run;
 
 mod common;
@@ -51,4 +52,5 @@ mod testing;
 
 pub use config::ControllerConfig;
 pub use context::{AsAccount, ControllerContext, Descriptor};
+pub use metrics::register as register_metrics;
 pub use run::{descriptors, run, server_descriptors};

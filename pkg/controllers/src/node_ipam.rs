@@ -21,6 +21,7 @@ use serde_json::json;
 
 use crate::common::nodes::node_reference;
 use crate::context::{ControllerContext, Descriptor, Running};
+use crate::metrics::metrics;
 
 const NAME: &str = "node-ipam-controller";
 
@@ -125,6 +126,10 @@ impl Pool {
                 self.used.remove(&index);
             }
         }
+        if !up {
+            metrics().range_released(&self.cidr.to_string());
+        }
+        metrics().ranges(&self.cidr.to_string(), self.used.len() as u64, self.size());
     }
 
     fn allocate(&mut self) -> Option<IpNet> {
@@ -141,6 +146,7 @@ impl Pool {
         // A reserved range of more than the pool leaves nothing; else the last resort is a full search.
         let index = free.or_else(|| (0..size.min(1 << 20)).find(|index| !taken(index)))?;
         self.next = (index + 1) % size.max(1);
+        metrics().range_allocated(&self.cidr.to_string(), index.wrapping_sub(start) % size.max(1));
         let range = self.range(index)?;
         self.count(&range, true);
         Some(range)

@@ -10,13 +10,15 @@ use std::sync::Arc;
 use rkube_api::k8s::core::v1::{ConfigMap, Namespace};
 use rkube_api::meta::pkg::apis::meta::v1::ObjectMeta;
 use rkube_apimachinery::key::ObjectKey;
-use rkube_client::{Client, Lister, Reconciler, Requeue, SyncError, WorkQueue};
+use rkube_apimachinery::status::ApiStatus;
+use rkube_client::{Client, ClientError, Lister, Reconciler, Requeue, SyncError, WorkQueue};
 
 use crate::common::enqueue::enqueue_all;
 use crate::common::errors::namespace_terminating;
 use crate::common::namespaces::is_active;
 use crate::config::ControllerConfig;
 use crate::context::{ControllerContext, Descriptor, Running};
+use crate::metrics::metrics;
 
 const NAME: &str = "root-ca-certificate-publisher-controller";
 const CONFIG_MAP: &str = "kube-root-ca.crt";
@@ -55,6 +57,20 @@ fn start(context: &ControllerContext) -> Running {
 
 impl Reconciler for Publisher {
     async fn sync(&self, key: &ObjectKey) -> Result<Requeue, SyncError> {
+        let clock = self.client.clock();
+        let start = clock.monotonic();
+        let result = self.publish(key).await;
+        let code = match &result {
+            Ok(_) => 200,
+            Err(error) => error.client_error().and_then(ClientError::status).map_or(500, ApiStatus::code),
+        };
+        metrics().root_ca_synced(code, clock.monotonic().saturating_sub(start));
+        result
+    }
+}
+
+impl Publisher {
+    async fn publish(&self, key: &ObjectKey) -> Result<Requeue, SyncError> {
         let Some(namespace) = self.namespaces.get(key) else { return Ok(Requeue::Never) };
         if !is_active(&namespace) {
             return Ok(Requeue::Never);
@@ -91,7 +107,7 @@ impl Reconciler for Publisher {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{World, metadata};
+    use crate::testing::{World, metadata, survives_any_crash};
 
     #[tokio::test]
     async fn is_published_and_put_right() {
@@ -107,5 +123,24 @@ mod tests {
         world.api.remove::<ConfigMap>("a", CONFIG_MAP);
         world.settle().await;
         assert!(world.api.get::<ConfigMap>("a", CONFIG_MAP).is_some());
+    }
+
+    #[tokio::test]
+    async fn converges_after_a_crash_at_any_write() {
+        let arrange = || {
+            let mut world = World::new(&[ROOT_CA]);
+            world.config.root_ca = "PEM".to_owned();
+            for name in ["a", "b"] {
+                world.api.put(&Namespace { metadata: metadata("", name), ..Namespace::default() });
+            }
+            world.api.put(&ConfigMap { metadata: metadata("b", CONFIG_MAP), ..ConfigMap::default() });
+            world
+        };
+        let drive = async |world: &mut World| world.run_for(std::time::Duration::from_secs(10)).await;
+        let outcome = |world: &World| {
+            let maps = world.api.list::<ConfigMap>("");
+            maps.iter().map(|map| format!("{:?} {:?}\n", map.metadata.namespace, map.data)).collect::<String>()
+        };
+        survives_any_crash(arrange, drive, outcome).await;
     }
 }

@@ -4,7 +4,7 @@
 
 use rkube_apimachinery::task;
 use rkube_client::factory::NotSynced;
-use tracing::{error, info, info_span};
+use tracing::{debug, error, info, info_span};
 
 use crate::context::{ControllerContext, Descriptor};
 
@@ -75,10 +75,11 @@ pub async fn run(
     let tasks: Vec<_> = running
         .into_iter()
         .map(|(name, controller)| {
-            info!(controller = name, "Started controller");
+            debug!(controller = name, "Started controller");
             (name, task::spawn(info_span!("controller", component = name), controller))
         })
         .collect();
+    info!(controllers = tasks.len(), "Started controllers");
     for (name, task) in tasks {
         if task.await.is_err() {
             error!(controller = name, "Controller ended abnormally");

@@ -67,7 +67,7 @@ impl Reconciler for ServiceAccountController {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{World, metadata};
+    use crate::testing::{World, metadata, survives_any_crash};
 
     #[tokio::test]
     async fn every_namespace_has_one_again_and_again() {
@@ -82,5 +82,22 @@ mod tests {
         let accounts = world.api.list::<ServiceAccount>("");
         let namespaces: Vec<_> = accounts.iter().filter_map(|account| account.metadata.namespace.clone()).collect();
         assert_eq!(namespaces, ["a", "b"]);
+    }
+
+    #[tokio::test]
+    async fn converges_after_a_crash_at_any_write() {
+        let arrange = || {
+            let world = World::new(&[SERVICEACCOUNT]);
+            for name in ["a", "b"] {
+                world.api.put(&Namespace { metadata: metadata("", name), ..Namespace::default() });
+            }
+            world
+        };
+        let drive = async |world: &mut World| world.run_for(std::time::Duration::from_secs(10)).await;
+        let outcome = |world: &World| {
+            let accounts = world.api.list::<ServiceAccount>("");
+            accounts.iter().filter_map(|account| account.metadata.namespace.clone()).collect::<Vec<_>>().join(" ")
+        };
+        survives_any_crash(arrange, drive, outcome).await;
     }
 }

@@ -23,6 +23,7 @@ use crate::common::errors::ignore_not_found;
 use crate::common::nodes::{index_by_node, pods_on, taints};
 use crate::common::pods;
 use crate::context::{ControllerContext, Descriptor, Running};
+use crate::metrics::metrics;
 
 const NAME: &str = "taint-eviction-controller";
 
@@ -166,6 +167,7 @@ impl Reconciler for TaintEviction {
         let left = (since + time).saturating_sub(now);
         if left.is_zero() {
             self.evict(key, &pod).await?;
+            metrics().taint_evicted(self.clock.monotonic().saturating_sub(since + time));
             return Ok(Requeue::Never);
         }
         Ok(Requeue::After(left))

@@ -18,6 +18,7 @@ use tracing::info;
 use crate::common::errors::ignore_not_found;
 use crate::context::{ControllerContext, Descriptor, Running};
 use crate::job::finished_condition;
+use crate::metrics::metrics;
 
 const NAME: &str = "ttl-after-finished-controller";
 
@@ -51,6 +52,11 @@ fn expiry(job: &Job) -> Option<Timestamp> {
     finished.last_transition_time.as_ref()?.0.checked_add(SignedDuration::from_secs(seconds.into())).ok()
 }
 
+/// How long ago the job's time was up.
+fn expired_for(job: &Job, now: Timestamp) -> Duration {
+    expiry(job).and_then(|end| Duration::try_from(now.duration_since(end)).ok()).unwrap_or_default()
+}
+
 /// What is left of a job's time, if it is to be deleted at all; zero if nothing is.
 fn time_left(job: &Job, now: Timestamp) -> Option<Duration> {
     let left = expiry(job)?.duration_since(now);
@@ -80,6 +86,7 @@ impl Reconciler for TtlAfterFinished {
                 let options = DeleteOptions::uid(uid_of(&fresh)).resource_version(version);
                 let deleted = api.delete(&key.name, &options.propagation(Propagation::Foreground)).await;
                 ignore_not_found(deleted).map_err(SyncError::during("deleting a finished job"))?;
+                metrics().finished_job_deleted(expired_for(&fresh, self.clock.now()));
                 Ok(Requeue::Never)
             }
         }

@@ -39,12 +39,21 @@ impl Scheduler {
         start: Duration,
     ) {
         let info = &queued.info;
+        let began = self.now();
         let bound = match &volumes {
             Some(volumes) => self.bind_volumes(volumes, &node, queued.profile).await,
             None => Ok(()),
         };
+        if volumes.is_some() {
+            self.ran("PreBind", bound.is_ok(), &queued, began);
+        }
+        let began = self.now();
         let outcome = match bound {
-            Ok(()) => self.write_binding(&queued, &node).await,
+            Ok(()) => {
+                let outcome = self.write_binding(&queued, &node).await;
+                self.ran("Bind", matches!(outcome, Outcome::Bound), &queued, began);
+                outcome
+            }
             Err(message) => Outcome::Refused(message),
         };
         if let Some(volumes) = &volumes {
@@ -54,9 +63,12 @@ impl Scheduler {
             Outcome::Bound => {
                 self.state.lock().bound(&info.uid);
                 let now = self.now();
-                metrics().attempt(self.profile_name(&queued), "scheduled", now.saturating_sub(start).as_secs_f64());
+                metrics().attempt(self.profile_name(&queued), "scheduled", now.saturating_sub(start));
                 let first = queued.first_attempt.unwrap_or(start);
-                metrics().bound(queued.attempts, now.saturating_sub(first).as_secs_f64());
+                metrics().bound(queued.attempts, now.saturating_sub(first));
+                if queued.flushed {
+                    metrics().after_flush.inc();
+                }
                 debug!(pod = %info.key, node = %node, "Successfully bound pod to node");
                 let note = format!("Successfully assigned {} to {node}", info.key);
                 self.event(&queued, EventType::Normal, "Scheduled", "Binding", &note);
@@ -69,12 +81,17 @@ impl Scheduler {
         }
     }
 
+    fn ran(&self, point: &'static str, succeeded: bool, queued: &Queued, began: Duration) {
+        let status = if succeeded { "Success" } else { "Error" };
+        metrics().ran(point, status, self.profile_name(queued), self.now().saturating_sub(began));
+    }
+
     pub(crate) fn binding_failed(&self, queued: &Queued, message: String, start: Duration) {
         let info = &queued.info;
         let now = self.now();
         self.state.lock().not_bound(info, false, now);
         self.wake.notify_one();
-        metrics().attempt(self.profile_name(queued), "error", now.saturating_sub(start).as_secs_f64());
+        metrics().attempt(self.profile_name(queued), "error", now.saturating_sub(start));
         warn!(pod = %info.key, message, "Binding failed; retrying");
         self.event(queued, EventType::Warning, "FailedScheduling", "Scheduling", &message);
         self.reports.add(Report { info: Arc::clone(info), reason: "SchedulerError", message, nominated: None });

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rkube_api::Kind;
 use rkube_api::k8s::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use rkube_api::k8s::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass};
 use rkube_apimachinery::task;
@@ -20,8 +21,8 @@ use tracing::{debug, info, info_span};
 use crate::context::SchedulerContext;
 use crate::decide::Decider;
 use crate::decide::owners::CachedOwners;
-use crate::metrics::metrics;
-use crate::plugins::PluginSet;
+use crate::metrics::{event_name, metrics};
+use crate::model::pod::node_name;
 use crate::preempt::{self, Preemption};
 use crate::queue::Queued;
 use crate::state::{State, Step};
@@ -89,23 +90,35 @@ impl Scheduler {
             storage_changed,
             bindings,
         });
-        scheduler.listen::<Pod>(State::pod);
-        scheduler.listen::<Node>(State::node);
-        scheduler.listen::<Namespace>(State::namespace);
-        scheduler.listen::<PersistentVolumeClaim>(State::storage);
-        scheduler.listen::<PersistentVolume>(State::storage);
-        scheduler.listen::<StorageClass>(State::storage);
-        scheduler.listen::<CSINode>(State::storage);
-        scheduler.listen::<CSIDriver>(State::storage);
-        scheduler.listen::<CSIStorageCapacity>(State::storage);
+        scheduler.listen::<Pod>(
+            State::pod,
+            |pod| {
+                if node_name(pod).is_some() { "AssignedPod" } else { "UnschedulablePod" }
+            },
+        );
+        scheduler.listen::<Node>(State::node, |_| Node::KIND);
+        scheduler.listen::<Namespace>(State::namespace, |_| Namespace::KIND);
+        scheduler.listen::<PersistentVolumeClaim>(State::storage, |_| PersistentVolumeClaim::KIND);
+        scheduler.listen::<PersistentVolume>(State::storage, |_| PersistentVolume::KIND);
+        scheduler.listen::<StorageClass>(State::storage, |_| StorageClass::KIND);
+        scheduler.listen::<CSINode>(State::storage, |_| CSINode::KIND);
+        scheduler.listen::<CSIDriver>(State::storage, |_| CSIDriver::KIND);
+        scheduler.listen::<CSIStorageCapacity>(State::storage, |_| CSIStorageCapacity::KIND);
         scheduler
     }
 
-    fn listen<K: rkube_api::Kind>(self: &Arc<Self>, report: fn(&mut State, &Delta<Arc<K>>, Duration) -> bool) {
+    fn listen<K: Kind>(
+        self: &Arc<Self>,
+        report: fn(&mut State, &Delta<Arc<K>>, Duration) -> bool,
+        resource: fn(&K) -> &'static str,
+    ) {
         let scheduler = Arc::downgrade(self);
         self.context.informers.informer::<K>().add_handler(move |delta| {
             let Some(scheduler) = scheduler.upgrade() else { return };
-            let ready = report(&mut scheduler.state.lock(), &delta, scheduler.now());
+            let start = scheduler.now();
+            let ready = report(&mut scheduler.state.lock(), &delta, start);
+            let event = event_name(resource(delta.object()), &delta);
+            metrics().handled(event, scheduler.now().saturating_sub(start));
             if ready {
                 scheduler.wake.notify_one();
             }
@@ -134,16 +147,18 @@ impl Scheduler {
                 }
                 Step::Bind { queued, node, volumes } => {
                     metrics().algorithm_duration.observe(took.as_secs_f64());
+                    metrics().ran("Filter", "Success", self.profile_name(&queued), took);
+                    let counted = metrics().binding();
                     let scheduler = Arc::clone(self);
                     let span = info_span!("bind", component = "scheduler", pod = %queued.info.key);
                     task::spawn(span, async move {
                         scheduler.bind(queued, node, volumes, start).await;
-                        drop(permit);
+                        drop((permit, counted));
                     });
                 }
-                Step::Unfit { queued, message, plugins, preemption, clear_nomination } => {
+                Step::Unfit { queued, message, preemption, clear_nomination } => {
                     metrics().algorithm_duration.observe(took.as_secs_f64());
-                    self.report_unfit(&queued, message, plugins, preemption.as_ref(), clear_nomination, took);
+                    self.report_unfit(&queued, message, preemption.as_ref(), clear_nomination, took);
                     if let Some(preemption) = preemption {
                         self.carry_out(queued, preemption);
                     }
@@ -190,14 +205,13 @@ impl Scheduler {
         &self,
         queued: &Queued,
         message: String,
-        plugins: PluginSet,
         preemption: Option<&Preemption>,
         clear_nomination: bool,
         took: Duration,
     ) {
         let profile = self.profile_name(queued);
-        metrics().attempt(profile, "unschedulable", took.as_secs_f64());
-        plugins.iter().for_each(|plugin| metrics().refused(plugin.name(), profile));
+        metrics().attempt(profile, "unschedulable", took);
+        metrics().ran("Filter", "Unschedulable", profile, took);
         debug!(pod = %queued.info.key, message, "Unable to schedule pod; no fit; waiting");
         self.event(queued, EventType::Warning, "FailedScheduling", "Scheduling", &message);
         let nominated = preemption.map(|preemption| preemption.node.to_string());

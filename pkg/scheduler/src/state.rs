@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rkube_api::Kind;
 use rkube_api::k8s::core::v1::{Node, Pod};
 use rkube_client::Delta;
 
@@ -13,9 +14,9 @@ use crate::cluster::Cluster;
 use crate::config::{Profile, SchedulerConfig};
 use crate::decide::diagnosis::Diagnosis;
 use crate::decide::{Decider, Verdict};
-use crate::metrics::metrics;
+use crate::metrics::{event_name, metrics};
 use crate::model::pod::{PodInfo, is_finished, node_name};
-use crate::plugins::PluginSet;
+use crate::plugins::{Plugin, PluginSet, Point};
 use crate::preempt::{self, Preemption};
 use crate::queue::hints::Event;
 use crate::queue::{Depths, Queue, Queued};
@@ -34,13 +35,7 @@ pub(crate) enum Step {
     /// Write the pod's node to the API; the cluster counts it there already.
     Bind { queued: Queued, node: Arc<str>, volumes: Option<Bindings> },
     /// Tell the pod's owner why it has no node.
-    Unfit {
-        queued: Queued,
-        message: String,
-        plugins: PluginSet,
-        preemption: Option<Preemption>,
-        clear_nomination: bool,
-    },
+    Unfit { queued: Queued, message: String, preemption: Option<Preemption>, clear_nomination: bool },
     /// Nothing is ready; look again at this time, or when told.
     Idle(Option<Duration>),
 }
@@ -81,7 +76,7 @@ impl State {
             Verdict::NoNodes => {
                 let message = "no nodes available to schedule pods".to_owned();
                 // Any node could do: whatever plugin would have looked at it.
-                let plugins = crate::plugins::Plugin::all().filter(|plugin| profile.filters(*plugin)).collect();
+                let plugins = Plugin::all().filter(|plugin| profile.filters(*plugin)).collect();
                 self.unfit(queued, message, plugins, None, now)
             }
             Verdict::Unfit(diagnosis) => self.after_unfit(queued, profile, diagnosis, now),
@@ -89,6 +84,9 @@ impl State {
     }
 
     fn after_unfit(&mut self, queued: Queued, profile: &Profile, mut diagnosis: Box<Diagnosis>, now: Duration) -> Step {
+        if profile.enabled(Point::PostFilter, Plugin::DefaultPreemption) {
+            metrics().preemption_attempts.inc();
+        }
         let profile = (queued.profile, profile);
         let outcome =
             preempt::preempt(&mut self.decider, &mut self.cluster, &self.budgets, profile, &queued.info, &diagnosis);
@@ -96,7 +94,6 @@ impl State {
         let message = diagnosis.to_string();
         let plugins = diagnosis.plugins;
         if let Some(preemption) = &outcome.preemption {
-            metrics().preemption_attempts.inc();
             preemption.victims.iter().for_each(|victim| self.cluster.condemn(&victim.uid));
             preemption.demoted.iter().for_each(|demoted| self.cluster.remove_nomination(&demoted.uid));
             self.cluster.nominate(&queued.info, Some(&preemption.node));
@@ -105,8 +102,8 @@ impl State {
         }
         let clear = outcome.clear_nomination;
         match self.unfit(queued, message, plugins, outcome.preemption, now) {
-            Step::Unfit { queued, message, plugins, preemption, .. } => {
-                Step::Unfit { queued, message, plugins, preemption, clear_nomination: clear }
+            Step::Unfit { queued, message, preemption, .. } => {
+                Step::Unfit { queued, message, preemption, clear_nomination: clear }
             }
             step => step,
         }
@@ -123,7 +120,7 @@ impl State {
         let victims = preemption.iter().flat_map(|preemption| &preemption.victims);
         let victims = victims.map(|victim| Arc::clone(&victim.uid)).collect();
         self.queue.unfit(&queued.info.uid, plugins, victims, now);
-        Step::Unfit { queued, message, plugins, preemption, clear_nomination: false }
+        Step::Unfit { queued, message, preemption, clear_nomination: false }
     }
 
     // === bindings ===
@@ -235,9 +232,9 @@ impl State {
         self.queue.set(info, profile, now)
     }
 
-    pub(crate) fn storage<K>(&mut self, _delta: &Delta<Arc<K>>, now: Duration) -> bool {
+    pub(crate) fn storage<K: Kind>(&mut self, delta: &Delta<Arc<K>>, now: Duration) -> bool {
         self.decider.storage.changed.notify_waiters();
-        self.queue.event(&Event::Storage, now)
+        self.queue.event(&Event::Storage(event_name(K::KIND, delta)), now)
     }
 
     pub(crate) fn node(&mut self, delta: &Delta<Arc<Node>>, now: Duration) -> bool {

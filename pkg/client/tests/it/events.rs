@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use expect_test::expect;
 use rkube_api::k8s::core::v1::Event;
-use rkube_client::EventRecorder;
+use rkube_client::{EventRecorder, EventType};
 use tokio_util::sync::CancellationToken;
 
 use crate::{World, pod, world};
@@ -72,4 +72,42 @@ async fn a_source_may_say_25_things_about_an_object_at_once() {
     recorder.normal(&pod("a", &[]), "TooMany", "text");
     world.api.settle().await;
     assert_eq!(world.api.list::<Event>("ns").len(), 26);
+}
+
+#[tokio::test]
+async fn events_with_an_action_repeat_as_a_series() {
+    let world = world();
+    let recorder = EventRecorder::start(world.client.clone(), "default-scheduler", CancellationToken::new());
+    let say = |note: &str| {
+        let about = rkube_client::events::reference_to(&pod("a", &[]));
+        recorder.on_host("h").event_with_action(
+            about,
+            None,
+            EventType::Warning,
+            "FailedScheduling",
+            "Scheduling",
+            note,
+        );
+    };
+    say("0/1 nodes are available");
+    world.api.settle().await;
+    let events = world.api.list::<Event>("ns");
+    let [event] = events.as_slice() else { panic!("one event: {events:?}") };
+    assert_eq!((event.count, event.first_timestamp.is_some(), event.event_time.is_some()), (None, false, true));
+    assert_eq!(event.reporting_instance.as_deref(), Some("default-scheduler-h"));
+    world.api.take_actions();
+    for _ in 0..40 {
+        say("0/2 nodes are available");
+    }
+    world.api.settle().await;
+    // The second makes it a series; those that follow are counted, and written when there are no more.
+    assert_eq!(world.api.take_actions().len(), 1);
+    world.clock.advance(Duration::from_secs(400));
+    world.api.settle().await;
+    let counts: Vec<_> = world.api.list::<Event>("ns").iter().map(|event| event.series.clone()?.count).collect();
+    assert_eq!(counts, [Some(41)]);
+    assert_eq!(world.api.take_actions().len(), 1);
+    world.clock.advance(Duration::from_secs(4000));
+    world.api.settle().await;
+    assert_eq!(world.api.take_actions().len(), 0);
 }

@@ -1,6 +1,7 @@
 //! Carries out the plan for one CronJob at a time.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use rkube_api::k8s::batch::v1::{CronJob, Job};
@@ -23,6 +24,7 @@ use crate::common::enqueue::owners_of;
 use crate::common::errors::namespace_terminating;
 use crate::common::written::Written;
 use crate::context::{ControllerContext, Running};
+use crate::metrics::metrics;
 
 /// Jobs by the uid of their controller.
 const CONTROLLER_INDEX: &str = "controllerUid";
@@ -161,6 +163,8 @@ impl CronJobController {
             Ok(job) => {
                 info!(key = %key, job = name_of(&job), "Created job");
                 self.recorder.normal(cron_job, "SuccessfulCreate", format!("Created job {}", name_of(&job)));
+                let created = job.metadata.creation_timestamp.as_ref().map_or(due, |time| time.0);
+                metrics().cron_job_started(Duration::try_from(created.duration_since(due)).unwrap_or_default());
                 job
             }
             Err(error) if error.is_already_exists() => {

@@ -24,6 +24,7 @@ use crate::common::trigger_time::{LAST_CHANGE_TRIGGER_TIME, TriggerTimes};
 use crate::common::written::Written;
 use crate::common::{pods, slices};
 use crate::context::{ControllerContext, Running};
+use crate::metrics::{Outlook, metrics};
 
 /// Failures in a row before a Service waits for its next event.
 const RETRIES_MAX: u32 = 15;
@@ -147,6 +148,7 @@ impl Reconciler for EndpointSliceController {
     async fn sync(&self, key: &ObjectKey) -> Result<Requeue, SyncError> {
         let Some(service) = self.services.get(key) else {
             self.trigger_times.forget(key);
+            metrics().slices.forget(key);
             return Ok(Requeue::Never);
         };
         if !wants_endpoints(&service) {
@@ -154,6 +156,7 @@ impl Reconciler for EndpointSliceController {
         }
         if let Some(wait) = self.written.unsettled(key) {
             // The event that settles it queues the key; the wait is for one that never comes.
+            metrics().slices.synced("stale");
             return Ok(Requeue::After(wait));
         }
         let labels =
@@ -178,11 +181,18 @@ impl Reconciler for EndpointSliceController {
         if service.metadata.deletion_timestamp.is_some() {
             changes.create.clear();
         }
+        let distribution = service.spec.as_ref().and_then(|spec| spec.traffic_distribution.as_deref());
+        let outlook = Outlook::new(&existing, &changes, self.style.endpoints_max).distributed(distribution);
+        let topology = if topology::is_wanted(&service) { "Auto" } else { "Disabled" };
         let result = slices::carry_out(&self.client, &self.written, key, changes).await;
+        if result.is_ok() {
+            metrics().slices.written(key, outlook, topology);
+        }
         let result = result.and_then(|()| match left_out.first() {
             None => Ok(()),
             Some(pod) => Err(SyncError::other(format!("skipping Pod {pod} for Service {key}: Node Not Found"))),
         });
+        metrics().slices.synced(if result.is_ok() { "success" } else { "error" });
         match result {
             Ok(()) => Ok(Requeue::Never),
             Err(error) => {

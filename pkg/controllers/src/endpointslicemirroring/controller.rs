@@ -16,6 +16,7 @@ use super::{MANAGED_BY, NAME};
 use crate::common::slices::{self, Changes, MANAGED_BY_LABEL, SERVICE_NAME_LABEL};
 use crate::common::written::Written;
 use crate::context::{ControllerContext, Running};
+use crate::metrics::{Outlook, metrics};
 
 /// Failures in a row before Endpoints wait for their next event.
 const RETRIES_MAX: u32 = 15;
@@ -127,18 +128,29 @@ impl Reconciler for Mirroring {
         existing.retain(|slice| slice.metadata.deletion_timestamp.is_none());
         let endpoints = self.endpoints.get(key).filter(|endpoints| is_mirrored(endpoints));
         let service = self.services.get(key).filter(|service| !has_selector(service));
+        let clock = self.client.clock();
+        let start = clock.monotonic();
+        let is_mirrored = endpoints.is_some() && service.is_some();
         let changes = match (endpoints, service) {
             (Some(endpoints), Some(_)) => {
                 let mut plan = plan(&endpoints, &existing, PER_SUBSET_MAX);
                 self.report(&endpoints, &plan);
+                metrics().mirroring.skipped(plan.skipped + plan.invalid);
                 if endpoints.metadata.deletion_timestamp.is_some() {
                     plan.changes.create.clear();
                 }
                 plan.changes
             }
-            _ => Changes { delete: existing, ..Changes::default() },
+            _ => Changes { delete: existing.clone(), ..Changes::default() },
         };
+        let outlook = Outlook::new(&existing, &changes, PER_SUBSET_MAX);
         slices::carry_out(&self.client, &self.written, key, changes).await?;
+        let mirroring = &metrics().mirroring;
+        mirroring.written(key, outlook, "");
+        if !is_mirrored {
+            mirroring.forget(key);
+        }
+        mirroring.took(clock.monotonic().saturating_sub(start));
         Ok(Requeue::Never)
     }
 }

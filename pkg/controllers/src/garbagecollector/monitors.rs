@@ -12,6 +12,7 @@ use tracing::debug;
 
 use super::graph::{Graph, Uid, Work};
 use crate::common::discovery::discover;
+use crate::metrics::metrics;
 
 /// Discovery follows a definition a moment after its event.
 pub(super) const SETTLE: Duration = Duration::from_secs(1);
@@ -57,7 +58,10 @@ impl Monitors {
 
     /// Starts to watch what is new and stops what is gone.
     async fn refresh(&self) -> Result<Requeue, SyncError> {
-        let discovered = discover(&self.client).await.map_err(SyncError::during("reading discovery"))?;
+        let discovered = discover(&self.client).await.map_err(|error| {
+            metrics().gc_errors.inc();
+            SyncError::during("reading discovery")(error)
+        })?;
         let mut wanted = BTreeMap::new();
         for resource in discovered.resources.iter().filter(|resource| is_collectable(resource)) {
             wanted.insert(resource.gvr(), Arc::clone(resource));

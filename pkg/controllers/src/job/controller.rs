@@ -19,11 +19,13 @@ use tracing::{info, warn};
 use super::NAME;
 use super::backoff::Moment;
 use super::conditions::{self, COMPLETE, SUCCESS_CRITERIA_MET, finished_condition};
+use super::indexes::Indexes;
 use super::memory::Memory;
 use super::orphans::{Orphan, Orphans, release};
 use super::plan::{Assessment, Found, Step, assess, is_complete, plan};
 use super::pods::{TRACKING_FINALIZER, is_failed, is_tracked, new_pod, tracked};
-use super::spec::{external_manager, has_known_mode, is_suspended};
+use super::policy;
+use super::spec::{external_manager, has_known_mode, index_count, is_indexed, is_suspended, replaces_only_failed};
 use super::tracking::{count, decide, finish, note_suspension, settle, started};
 use crate::common::enqueue::{Owners, owners_of};
 use crate::common::numbers::{count as number, nonzero};
@@ -31,6 +33,7 @@ use crate::common::pod_control::PodControl;
 use crate::common::pods;
 use crate::common::written::Written;
 use crate::context::{ControllerContext, Running};
+use crate::metrics::metrics;
 
 /// Changes of pods are collected for this long, so that a job whose pods end together is written once.
 const BATCH_PERIOD: Duration = Duration::from_secs(1);
@@ -105,6 +108,9 @@ impl JobController {
             self.memory.forget(&key);
             self.orphans.add(Orphan::OfJob(uid_of(&**job).to_owned()));
         }
+        if let (Delta::Added(_), Some(manager)) = (delta, external_manager(job)) {
+            metrics().job.external(manager);
+        }
         match delta.old() {
             Some(_) if finished_condition(job).is_some() => {}
             // Its own status, mostly.
@@ -117,6 +123,10 @@ impl JobController {
         let pod = delta.object();
         let uid = uid_of(&**pod);
         let gone = matches!(delta, Delta::Deleted(_));
+        let was_tracked_at_end = delta.old().is_some_and(|old| pods::is_terminal(old) && is_tracked(old));
+        if pods::is_terminal(pod) && is_tracked(pod) && !gone && !was_tracked_at_end {
+            metrics().job.tracked("add");
+        }
         let is_released = gone || !is_tracked(pod);
         let Owners { current, former, adoptable } = owners_of(&self.jobs, delta);
         let job = current.as_ref().and_then(|key| self.jobs.get(key));
@@ -228,15 +238,34 @@ impl JobController {
         };
         self.expectations.expect_creations(key, indexes.len());
         let outcome = self.pod_control.create_many(job, &self.expectations, indexes.len(), make).await;
+        let replaces = spec.pod_replacement_policy.is_some() && assessment.terminating + assessment.failed > 0;
+        let reason = match (replaces, replaces_only_failed(spec)) {
+            (false, _) => "new",
+            (true, true) => "recreate_failed",
+            (true, false) => "recreate_terminating_or_failed",
+        };
+        let failed = indexes.len().saturating_sub(outcome.succeeded);
+        metrics().job.created(reason, outcome.succeeded as u64, failed as u64);
         let result = outcome.error.map_or(Ok(()), |error| Err(SyncError::during("creating a pod")(error)));
         (number(outcome.succeeded), result)
     }
 
-    async fn write_status(&self, key: &ObjectKey, job: &mut Job, action: &'static str) -> Result<(), SyncError> {
+    /// `seen` is the status written last.
+    async fn write_status(
+        &self,
+        key: &ObjectKey,
+        job: &mut Job,
+        seen: &mut JobStatus,
+        action: &'static str,
+    ) -> Result<(), SyncError> {
         let api = self.client.namespaced::<Job>(&key.namespace);
         let stored = api.update_status(job).await.map_err(SyncError::during(action))?;
         self.written.stored(key, &stored.metadata);
         *job = stored;
+        if let (Some(spec), Some(status)) = (&job.spec, &job.status) {
+            count_finished(spec, seen, status);
+            seen.clone_from(status);
+        }
         Ok(())
     }
 
@@ -256,7 +285,10 @@ impl JobController {
                 Err(error) if !error.is_not_found() => {
                     errors.push(SyncError::during("removing the tracking finalizer")(error));
                 }
-                _ => drop(held.remove(uid)),
+                _ => {
+                    metrics().job.tracked("delete");
+                    held.remove(uid);
+                }
             }
         }
         SyncError::all(errors)
@@ -272,26 +304,31 @@ impl JobController {
         mut changed: bool,
     ) -> Result<(), SyncError> {
         let terminating = job.metadata.deletion_timestamp.is_some();
+        let mut seen = found.status.clone();
         let status = job.status.get_or_insert_default();
         let mut counted = count(found, assessment, status, terminating);
         let (end, news) = decide(assessment.finished.clone(), status, found.now.wall);
         changed |= counted.changed || news;
         if changed {
-            self.write_status(key, &mut job, "adding ended pods to the status").await?;
+            self.write_status(key, &mut job, &mut seen, "adding ended pods to the status").await?;
             self.memory.set_backoff(key, assessment.backoff);
         }
+        let failed = counted.release.iter().filter(|pod| is_failed(found.spec, pod));
+        failed
+            .filter_map(|pod| policy::action(found.spec, pod))
+            .for_each(|action| metrics().job.failure_handled(action));
         let released = self.release(key, &counted.release, &mut counted.held).await;
         let status = job.status.get_or_insert_default();
         let settled = settle(status, &counted.held);
         if let Err(error) = released {
             if settled {
-                self.write_status(key, &mut job, "counting released pods").await?;
+                self.write_status(key, &mut job, &mut seen, "counting released pods").await?;
             }
             return Err(error);
         }
         let end = end.filter(|end| !counted.full && finish(status, end, assessment.terminating));
         if settled || end.is_some() {
-            self.write_status(key, &mut job, "counting ended pods").await?;
+            self.write_status(key, &mut job, &mut seen, "counting ended pods").await?;
         }
         if let Some(end) = end {
             self.report_end(&job, &end);
@@ -300,6 +337,8 @@ impl JobController {
     }
 
     fn report_end(&self, job: &Job, end: &JobCondition) {
+        let reason = end.reason.as_deref().unwrap_or_default();
+        metrics().job.finished(job.spec.as_ref().is_some_and(is_indexed), end.type_ == COMPLETE, reason);
         if end.type_ != COMPLETE {
             let message = end.message.clone().unwrap_or_default();
             return self.recorder.warning(job, end.reason.as_deref().unwrap_or_default(), message);
@@ -313,7 +352,13 @@ impl JobController {
         self.recorder.normal(job, "Completed", "Job completed");
     }
 
-    async fn sync_active(&self, key: &ObjectKey, shared: &Job, spec: &JobSpec) -> Result<Requeue, SyncError> {
+    async fn sync_active(
+        &self,
+        key: &ObjectKey,
+        shared: &Job,
+        spec: &JobSpec,
+        action: &mut &'static str,
+    ) -> Result<Requeue, SyncError> {
         let satisfied = self.expectations.satisfied(key);
         let pods = self.claim_pods(shared).await?;
         let now = Moment { wall: self.clock.now(), monotonic: self.clock.monotonic() };
@@ -350,8 +395,10 @@ impl JobController {
             let manages = satisfied && job.metadata.deletion_timestamp.is_none();
             let step = if manages { plan(&found, &assessment) } else { Step::Nothing };
             match step {
+                Step::Nothing if manages => *action = "tracking",
                 Step::Nothing => {}
                 Step::Delete(condemned) => {
+                    *action = "pods_deleted";
                     let (deleted, result) = self.delete(key, &job, &condemned).await;
                     active -= deleted.count;
                     assessment.terminating += deleted.count;
@@ -359,6 +406,7 @@ impl JobController {
                     acted = result;
                 }
                 Step::Create(indexes) => {
+                    *action = "pods_created";
                     let (created, result) = self.create(key, &job, spec, &assessment, &indexes).await;
                     active += created;
                     acted = result;
@@ -413,6 +461,32 @@ impl Reconciler for JobController {
             self.recorder.warning(&*job, "UnknownCompletionMode", text);
             return Ok(Requeue::Never);
         }
-        self.sync_active(key, &job, spec).await
+        let mut action = "reconciling";
+        let start = self.clock.monotonic();
+        let result = self.sync_active(key, &job, spec, &mut action).await;
+        let took = self.clock.monotonic().saturating_sub(start);
+        metrics().job.synced(is_indexed(spec), result.is_ok(), action, took);
+        result
     }
+}
+
+/// Counts what is in the status now that was not.
+fn count_finished(spec: &JobSpec, old: &JobStatus, new: &JobStatus) {
+    let indexed = is_indexed(spec);
+    let more = |old: i32, new: i32| u64::try_from(new - old).unwrap_or(0);
+    let indexes =
+        |text: &Option<String>| Indexes::parse(text.as_deref().unwrap_or_default(), index_count(spec)).total();
+    let job = &metrics().job;
+    let succeeded = if indexed {
+        let per_index = spec.backoff_limit_per_index.is_some();
+        let failed = more(indexes(&old.failed_indexes), indexes(&new.failed_indexes));
+        let succeeded = more(indexes(&old.completed_indexes), indexes(&new.completed_indexes));
+        job.indexes_finished("succeeded", per_index, succeeded);
+        job.indexes_finished("failed", per_index, failed);
+        succeeded
+    } else {
+        more(old.succeeded.unwrap_or(0), new.succeeded.unwrap_or(0))
+    };
+    job.pods_finished(indexed, "succeeded", succeeded);
+    job.pods_finished(indexed, "failed", more(old.failed.unwrap_or(0), new.failed.unwrap_or(0)));
 }

@@ -29,6 +29,20 @@ impl Verdict {
 
 /// The verdict of the first rule that matches and whose action is known.
 pub(super) fn judge(spec: &JobSpec, pod: &Pod) -> Verdict {
+    first_match(spec, pod).unwrap_or(Verdict::Count)
+}
+
+/// What the policy does about the failed pod; `None` if no rule matches.
+pub(super) fn action(spec: &JobSpec, pod: &Pod) -> Option<&'static str> {
+    first_match(spec, pod).map(|verdict| match verdict {
+        Verdict::Count => "Count",
+        Verdict::Ignore => "Ignore",
+        Verdict::FailIndex => "FailIndex",
+        Verdict::FailJob(_) => "FailJob",
+    })
+}
+
+fn first_match(spec: &JobSpec, pod: &Pod) -> Option<Verdict> {
     let rules = spec.pod_failure_policy.iter().flat_map(|policy| &policy.rules);
     for (index, rule) in rules.enumerate() {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
@@ -44,14 +58,14 @@ pub(super) fn judge(spec: &JobSpec, pod: &Pod) -> Verdict {
         };
         let Some(why) = why else { continue };
         match rule.action.as_str() {
-            "Ignore" => return Verdict::Ignore,
-            "FailIndex" => return Verdict::FailIndex,
-            "Count" => return Verdict::Count,
-            "FailJob" => return Verdict::FailJob(format!("{why} matching FailJob rule at index {index}")),
+            "Ignore" => return Some(Verdict::Ignore),
+            "FailIndex" => return Some(Verdict::FailIndex),
+            "Count" => return Some(Verdict::Count),
+            "FailJob" => return Some(Verdict::FailJob(format!("{why} matching FailJob rule at index {index}"))),
             _ => {}
         }
     }
-    Verdict::Count
+    None
 }
 
 /// The first container that ended with an exit code the rule is about.

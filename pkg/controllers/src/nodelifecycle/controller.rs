@@ -1,6 +1,6 @@
 //! Looks at one node at a time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use crate::common::nodes::{condition, index_by_node, node_reference, pods_on, re
 use crate::common::pods;
 use crate::config::ControllerConfig;
 use crate::context::{ControllerContext, Running};
+use crate::metrics::metrics;
 
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 /// A node without it counts for the health of its zone.
@@ -69,15 +70,22 @@ impl Readiness {
             Some(place) => self.members.insert(node.to_owned(), place.clone()),
             None => self.members.remove(node),
         };
+        let concerned: BTreeSet<String> = [&before, &now].into_iter().flatten().map(|(zone, _)| zone.clone()).collect();
         if let Some((zone, ready)) = now {
             let (ready_nodes, others) = self.zones.entry(zone).or_default();
             *(if ready { ready_nodes } else { others }) += 1;
         }
-        let Some((zone, ready)) = before else { return };
-        let Some((ready_nodes, others)) = self.zones.get_mut(&zone) else { return };
-        *(if ready { &mut *ready_nodes } else { &mut *others }) -= 1;
-        if *ready_nodes + *others == 0 {
-            self.zones.remove(&zone);
+        if let Some((zone, ready)) = before
+            && let Some((ready_nodes, others)) = self.zones.get_mut(&zone)
+        {
+            *(if ready { &mut *ready_nodes } else { &mut *others }) -= 1;
+            if *ready_nodes + *others == 0 {
+                self.zones.remove(&zone);
+            }
+        }
+        for zone in concerned {
+            let (ready, not_ready) = self.zones.get(&zone).copied().unwrap_or_default();
+            metrics().zone(&zone, ready, not_ready);
         }
     }
 }
@@ -343,6 +351,15 @@ fn taint_value(taint: &rkube_api::k8s::core::v1::Taint) -> Value {
 
 impl Reconciler for NodeController {
     async fn sync(&self, key: &ObjectKey) -> Result<Requeue, SyncError> {
+        let start = self.clock.monotonic();
+        let result = self.look_after(key).await;
+        metrics().node_health.observe(self.clock.monotonic().saturating_sub(start).as_secs_f64());
+        result
+    }
+}
+
+impl NodeController {
+    async fn look_after(&self, key: &ObjectKey) -> Result<Requeue, SyncError> {
         let Some(node) = self.nodes.get(key) else {
             self.all_down(&self.zones());
             return Ok(Requeue::Never);
@@ -362,7 +379,10 @@ impl Reconciler for NodeController {
         let execute = match no_execute(&node) {
             NoExecute::Add(_) | NoExecute::Swap(_) | NoExecute::Keep if all_down => Some(NoExecute::Remove),
             NoExecute::Add(key) => match self.eviction_wait(&zone_key(&node), &zones) {
-                Some(Duration::ZERO) => Some(NoExecute::Add(key)),
+                Some(Duration::ZERO) => {
+                    metrics().evicted(&zone_key(&node));
+                    Some(NoExecute::Add(key))
+                }
                 Some(wait) => {
                     requeue = requeue.or_sooner(Requeue::After(wait));
                     None

@@ -27,6 +27,7 @@ use crate::common::errors::ignore_not_found;
 use crate::common::mapper::Mapper;
 use crate::config::ControllerConfig;
 use crate::context::{ControllerContext, Running};
+use crate::metrics::{Scaling, metrics};
 
 /// What upstream signs these events with.
 const EVENT_SOURCE: &str = "horizontal-pod-autoscaler";
@@ -223,11 +224,20 @@ impl Autoscaler {
                 now: self.clock.now(),
             },
         };
-        let metrics = hpa.spec.metrics.as_deref().unwrap_or_default();
+        let wanted = hpa.spec.metrics.as_deref().unwrap_or_default();
         let mut desired = Desired { replicas: 0, metric: String::new(), statuses: Vec::new(), error: None };
         let mut failures = Vec::new();
-        for metric in metrics {
-            match propose(&self.metrics, &target, metric).await {
+        for metric in wanted {
+            let start = self.clock.monotonic();
+            let proposal = propose(&self.metrics, &target, metric).await;
+            let took = self.clock.monotonic().saturating_sub(start);
+            let from = target.spec_replicas;
+            let scaling = match &proposal {
+                Ok(proposed) => Scaling { from, to: proposed.replicas, error: "none" },
+                Err(_) => Scaling { from, to: from, error: "internal" },
+            };
+            metrics().metric_computed(scaling, &metric.type_, took);
+            match proposal {
                 Ok(proposed) => {
                     if desired.replicas == 0 || proposed.replicas > desired.replicas {
                         desired.replicas = proposed.replicas;
@@ -244,7 +254,7 @@ impl Autoscaler {
             }
         }
         if let Some(first) = failures.first() {
-            let (invalid, all) = (failures.len(), metrics.len());
+            let (invalid, all) = (failures.len(), wanted.len());
             let error = format!("invalid metrics ({invalid} invalid out of {all}), first error is: {}", first.error);
             if invalid >= all || desired.replicas < target.spec_replicas {
                 let text = format!("the HPA was unable to compute the replica count: {}", first.detail);
@@ -393,14 +403,26 @@ impl Autoscaler {
 impl Reconciler for Autoscaler {
     async fn sync(&self, key: &ObjectKey) -> Result<Requeue, SyncError> {
         let Some(hpa) = self.autoscalers.get(key) else {
-            self.known.lock().remove(key);
+            let mut known = self.known.lock();
+            known.remove(key);
+            metrics().hpa_count.set(i64::try_from(known.len()).unwrap_or(i64::MAX));
+            drop(known);
+            metrics().autoscaler(&key.namespace, &key.name, None);
             return Ok(Requeue::Never);
         };
         let old = hpa.status.clone().unwrap_or_default();
-        let (status, error) = match self.round(key, &hpa, &old).await {
+        let start = self.clock.monotonic();
+        let outcome = self.round(key, &hpa, &old).await;
+        let took = self.clock.monotonic().saturating_sub(start);
+        let failed = matches!(&outcome, Err(_) | Ok((_, Some(_))));
+        let (status, error) = match outcome {
             Ok(done) => done,
             Err(Stopped { error, status }) => (status, Some(error)),
         };
+        let (from, to) = (status.current_replicas.unwrap_or(0), status.desired_replicas);
+        metrics().autoscaled(Scaling { from, to, error: if failed { "internal" } else { "none" } }, took);
+        metrics().autoscaler(&key.namespace, &key.name, Some(to));
+        metrics().hpa_count.set(i64::try_from(self.known.lock().len()).unwrap_or(i64::MAX));
         if let Some(error) = error {
             warn!(autoscaler = %key, error, "Autoscaling was held up");
         }

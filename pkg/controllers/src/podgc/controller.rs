@@ -19,6 +19,7 @@ use crate::common::errors::ignore_not_found;
 use crate::common::nodes::{index_by_node, pods_on};
 use crate::common::pods;
 use crate::context::{ControllerContext, Running};
+use crate::metrics::metrics;
 
 /// How often finished pods are counted at most.
 const COUNT_PERIOD: Duration = Duration::from_secs(20);
@@ -135,6 +136,8 @@ impl PodGc {
         for pod in pods {
             info!(pod = %object_key(&**pod), reason, "Force deleting a pod");
             let deleted = ignore_not_found(self.fail_and_delete(pod, condition.cloned()).await);
+            let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+            metrics().pod_collected(namespace, reason, deleted.is_err());
             errors.extend(deleted.map_err(SyncError::during("force deleting a pod")).err());
         }
         SyncError::all(errors).map(|()| Requeue::Never)
@@ -173,7 +176,8 @@ impl Reconciler<Work> for PodGc {
                 if !is_abandoned(&pod, node.as_deref()) {
                     return Ok(Requeue::Never);
                 }
-                self.collect(std::iter::once(&pod), None, "terminating").await
+                let reason = if pods::node_name(&pod).is_empty() { "unscheduled" } else { "out-of-service" };
+                self.collect(std::iter::once(&pod), None, reason).await
             }
         }
     }

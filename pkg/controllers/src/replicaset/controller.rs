@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::future::join_all;
+use jiff::Timestamp;
 use rkube_api::k8s::core::v1::Pod;
 use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::key::ObjectKey;
@@ -19,6 +20,7 @@ use crate::common::pod_control::{PodControl, pod_from_template};
 use crate::common::pods;
 use crate::common::status::write_status;
 use crate::context::{ControllerContext, Running};
+use crate::metrics::metrics;
 
 struct ReplicaController<O> {
     client: Client,
@@ -153,7 +155,11 @@ impl<O: ReplicaOwner> Reconciler for ReplicaController<O> {
         let acted = if needs_sync && owner.metadata().deletion_timestamp.is_none() {
             let too_many = active.len() > usize::try_from(owner.replicas()).unwrap_or(0);
             let related = if too_many { self.related_pods(&owner) } else { Vec::new() };
-            self.carry_out(key, &owner, plan(owner.replicas(), &active, &related, now)).await
+            let plan = plan(owner.replicas(), &active, &related, now);
+            if let Plan::Delete(chosen) = &plan {
+                note_ages(chosen, &active, now);
+            }
+            self.carry_out(key, &owner, plan).await
         } else {
             Ok(())
         };
@@ -173,5 +179,20 @@ impl<O: ReplicaOwner> Reconciler for ReplicaController<O> {
 fn queue_some(queue: &WorkQueue<ObjectKey>, key: Option<ObjectKey>) {
     if let Some(key) = key {
         queue.add(key);
+    }
+}
+
+/// Notes how much older the chosen pods are than the youngest. Only ready pods count, and only where there was a choice.
+fn note_ages(chosen: &[Arc<Pod>], active: &[Arc<Pod>], now: Timestamp) {
+    if chosen.len() >= active.len() {
+        return;
+    }
+    let age = |pod: &Arc<Pod>| {
+        let created = pod.metadata.creation_timestamp.as_ref().filter(|_| pods::is_ready(pod))?;
+        Some(now.duration_since(created.0).as_millis())
+    };
+    let Some(youngest) = active.iter().filter_map(age).min().filter(|youngest| *youngest > 0) else { return };
+    for age in chosen.iter().filter_map(age) {
+        metrics().deletion_age_ratio.observe((age / youngest) as f64);
     }
 }

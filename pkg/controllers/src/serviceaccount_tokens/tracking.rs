@@ -66,3 +66,38 @@ impl Reconciler for Tracking {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::testing::{World, metadata, survives_any_crash};
+
+    fn arrange(data: Option<&str>) -> World {
+        let world = World::new(&[LEGACY_TOKEN_TRACKING]);
+        if let Some(since) = data {
+            let data = BTreeMap::from([(SINCE.to_owned(), since.to_owned())]);
+            let metadata = metadata(TRACKING_NAMESPACE, TRACKING_CONFIG_MAP);
+            world.api.put(&ConfigMap { metadata, data: Some(data), ..ConfigMap::default() });
+        }
+        world
+    }
+
+    fn since(world: &World) -> String {
+        let map = world.api.get::<ConfigMap>(TRACKING_NAMESPACE, TRACKING_CONFIG_MAP);
+        map.and_then(|map| map.data.as_ref()?.get(SINCE).cloned()).unwrap_or_default()
+    }
+
+    #[tokio::test]
+    async fn the_day_is_written_once_and_put_right_if_it_is_none() {
+        for (before, after) in [(None, "2030-01-01"), (Some("2025-03-04"), "2025-03-04"), (Some("?"), "2030-01-01")] {
+            let drive = async |world: &mut World| world.run_for(Duration::from_secs(10)).await;
+            survives_any_crash(|| arrange(before), drive, since).await;
+            let mut world = arrange(before);
+            world.start();
+            world.run_for(Duration::from_secs(10)).await;
+            assert_eq!(since(&world), after);
+        }
+    }
+}

@@ -16,7 +16,7 @@ use tracing::warn;
 
 use super::NAME;
 use super::claims::{has_other_controller, is_stale, is_up_to_date, retention, with_owners};
-use super::plan::{Claims, Revisions, Step, is_ordered, next_check, plan, status};
+use super::plan::{Claims, Revisions, Step, disruption, is_ordered, next_check, plan, status};
 use super::pods::{
     claim_name, claim_templates, claims, identity_matches, is_member, ordinal, pod_name, revision_of, set_identity,
     set_name, set_storage,
@@ -27,6 +27,7 @@ use crate::common::history::{self, History, name_of};
 use crate::common::pods;
 use crate::common::written::Written;
 use crate::context::{ControllerContext, Running};
+use crate::metrics::metrics;
 
 const HASH_LABEL: &str = "controller.kubernetes.io/hash";
 
@@ -282,7 +283,12 @@ impl StatefulSetController {
 
 impl Reconciler for StatefulSetController {
     async fn sync(&self, key: &ObjectKey) -> Result<Requeue, SyncError> {
-        let Some(set) = self.sets.get(key) else { return Ok(Requeue::Never) };
+        let Some(set) = self.sets.get(key) else {
+            for policy in ["OrderedReady", "Parallel"] {
+                metrics().stateful_set(&key.namespace, &key.name, policy, None);
+            }
+            return Ok(Requeue::Never);
+        };
         let Some(spec) = &set.spec else { return Ok(Requeue::Never) };
         let selector = match selector_of(Some(&spec.selector)) {
             Ok(selector) => selector,
@@ -309,6 +315,8 @@ impl Reconciler for StatefulSetController {
         let current_template = history::template_of(&current).unwrap_or_else(|| spec.template.clone());
         let found = Revisions { current, current_template, update, update_template: spec.template.clone() };
 
+        let policy = spec.pod_management_policy.as_deref().unwrap_or("OrderedReady");
+        metrics().stateful_set(&key.namespace, &key.name, policy, Some(disruption(&set, &members, now)));
         let acted = if set.metadata.deletion_timestamp.is_none() {
             let cached = CachedClaims { cache: &self.claims, set: &set };
             let steps = plan(&set, &members, &found, &cached, now);

@@ -71,6 +71,12 @@ fn max_unavailable(set: &StatefulSet) -> i32 {
     wanted.map_or(1, |wanted| scaled(Some(wanted), replicas(set), Rounding::Down)).max(1)
 }
 
+/// How many of the pods are not available, and how many may be during an update.
+pub(super) fn disruption(set: &StatefulSet, members: &[Arc<Pod>], now: Timestamp) -> (i32, i32) {
+    let available = |pod: &Pod| pods::is_available(pod, min_ready_seconds(set), now) && !pods::is_terminating(pod);
+    (count(members.iter().filter(|pod| !available(pod)).count()), max_unavailable(set))
+}
+
 fn is_running_and_ready(pod: &Pod) -> bool {
     pods::phase(pod) == "Running" && pods::is_ready(pod)
 }

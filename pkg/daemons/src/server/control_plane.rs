@@ -383,6 +383,7 @@ fn component_metrics() -> Arc<Mutex<prometheus_client::registry::Registry>> {
     let mut metrics = prometheus_client::registry::Registry::default();
     rkube_client::metrics::register(&mut metrics);
     rkube_scheduler::metrics::register(&mut metrics);
+    rkube_controllers::register_metrics(&mut metrics);
     Arc::new(Mutex::new(metrics))
 }
 

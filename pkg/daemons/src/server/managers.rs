@@ -83,7 +83,8 @@ pub(super) fn scheduler(
         let lead = async |stop: CancellationToken| {
             let context = SchedulerContext {
                 informers: InformerFactory::new(client.clone(), stop.clone()),
-                recorder: EventRecorder::start(client.clone(), "default-scheduler", stop.clone()),
+                recorder: EventRecorder::start(client.clone(), "default-scheduler", stop.clone())
+                    .on_host(&address::host_name()),
                 config: Arc::new(config),
                 clock,
                 random,

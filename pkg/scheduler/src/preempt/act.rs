@@ -27,6 +27,7 @@ impl Scheduler {
         let scheduler = Arc::clone(self);
         let span = info_span!("preemption", component = "scheduler", pod = %queued.info.key);
         task::spawn(span, async move {
+            let start = scheduler.now();
             for pod in &preemption.demoted {
                 scheduler.clear_promise(pod).await;
             }
@@ -41,6 +42,7 @@ impl Scheduler {
             };
             let victims = preemption.victims.iter().filter(|victim| !victim.is_terminating()).cloned();
             let failed = join_all(victims.map(preempt)).await.contains(&true);
+            metrics().preempted(!failed, scheduler.now().saturating_sub(start));
             // After a failure no event may come that brings the preemptor back.
             if failed && scheduler.state.lock().activate(&queued.info.uid, scheduler.now()) {
                 scheduler.wake.notify_one();

@@ -30,8 +30,23 @@ pub(crate) enum Event<'a> {
         new: &'a PodInfo,
     },
     NamespaceLabels,
-    /// Claims, volumes, classes and what drivers say of nodes.
-    Storage,
+    /// Claims, volumes, classes and what drivers say of nodes; by what it is called.
+    Storage(&'static str),
+}
+
+impl Event<'_> {
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::NodeAdded(_) => "NodeAdd",
+            Self::NodeUpdated { .. } => "NodeUpdate",
+            Self::NodeRemoved => "NodeDelete",
+            Self::PodAdded(..) => "AssignedPodAdd",
+            Self::PodRemoved(..) => "AssignedPodDelete",
+            Self::PodUpdated { .. } => "AssignedPodUpdate",
+            Self::NamespaceLabels => "NamespaceUpdate",
+            Self::Storage(name) => name,
+        }
+    }
 }
 
 /// Whether the event may change the plugin's mind about the pod.
@@ -54,11 +69,11 @@ pub(crate) fn may_help(plugin: Plugin, event: &Event<'_>, pod: &PodInfo) -> bool
         Plugin::PodTopologySpread => spread(event, pod),
         Plugin::InterPodAffinity => affinity(event, pod),
         Plugin::VolumeBinding | Plugin::VolumeZone => {
-            matches!(event, Event::Storage | Event::NodeAdded(_))
+            matches!(event, Event::Storage(_) | Event::NodeAdded(_))
                 || matches!(event, Event::NodeUpdated { old, new } if old.metadata.labels != new.metadata.labels)
         }
         Plugin::VolumeRestrictions | Plugin::NodeVolumeLimits => {
-            matches!(event, Event::Storage | Event::NodeAdded(_) | Event::PodRemoved(..))
+            matches!(event, Event::Storage(_) | Event::NodeAdded(_) | Event::PodRemoved(..))
         }
         // Not plugins that refuse nodes.
         _ => true,

@@ -16,9 +16,13 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use crate::config::{Profile, SchedulerConfig};
+use crate::metrics::metrics;
 use crate::model::pod::{Namespaces, PodInfo};
 use crate::plugins::{Plugin, PluginSet, Point};
 use crate::queue::hints::Event;
+
+/// The event that brings a pod to a queue when an attempt to schedule it failed.
+const FAILURE: &str = "ScheduleAttemptFailure";
 
 /// A pod and its history with the scheduler.
 #[derive(Clone, Debug)]
@@ -37,6 +41,8 @@ pub(crate) struct Queued {
     sequence: u64,
     place: Place,
     backoff_until: Duration,
+    /// Whether time brought it back, not an event.
+    pub(crate) flushed: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,7 +150,7 @@ impl Queue {
                 if let Some(known) = self.pods.get_mut(&uid) {
                     known.info = info;
                 }
-                self.enter_ready(&uid, now)
+                self.enter_ready(&uid, "UnschedulablePodUpdate", now)
             }
         }
     }
@@ -162,9 +168,10 @@ impl Queue {
             sequence: self.sequence,
             place: Place::InFlight,
             backoff_until: Duration::ZERO,
+            flushed: false,
         };
         self.pods.insert(Arc::clone(&uid), queued);
-        self.enter_ready(&uid, now)
+        self.enter_ready(&uid, "UnschedulablePodAdd", now)
     }
 
     /// The pod has a node or is gone.
@@ -190,6 +197,7 @@ impl Queue {
                 };
                 let key = self.backoff.iter().find(|(.., uid)| early(uid)).cloned()?;
                 self.backoff.remove(&key);
+                metrics().incoming("active", "PopFromBackoffQ");
                 key.2
             }
         };
@@ -211,6 +219,10 @@ impl Queue {
         queued.backoff_until = now + backoff;
         let group = group_key(&queued.info, plugins);
         let has_victims = !victims.is_empty();
+        metrics().incoming("unschedulable", FAILURE);
+        if let Some(profile) = self.profiles.get(queued.profile) {
+            count_unschedulable(plugins, profile, 1);
+        }
         queued.place = Place::Unschedulable { group: group.clone(), has_victims };
         let (key, uid) = ((queued.since, queued.sequence, Arc::clone(&queued.info.uid)), Arc::clone(&queued.info.uid));
         let like = Arc::clone(&queued.info);
@@ -249,6 +261,7 @@ impl Queue {
         let Some(queued) = self.pods.get_mut(uid) else { return };
         queued.backoff_until = now + backoff;
         queued.place = Place::Backoff { error: true };
+        metrics().incoming("backoff", FAILURE);
         self.backoff.insert((queued.backoff_until, queued.sequence, Arc::clone(&queued.info.uid)));
     }
 
@@ -259,6 +272,7 @@ impl Queue {
         let backoff = initial.saturating_mul(1_u32.checked_shl(queued.failures).unwrap_or(u32::MAX)).min(max);
         queued.failures = queued.failures.saturating_add(1).min(31);
         queued.since = now;
+        queued.flushed = false;
         Some(backoff)
     }
 
@@ -285,7 +299,7 @@ impl Queue {
             let uids: Vec<Arc<str>> = group.uids.iter().chain(preemptors).cloned().collect();
             for uid in uids {
                 self.leave(&uid);
-                any |= self.enter_after_backoff(&uid, now);
+                any |= self.enter_after_backoff(&uid, event.name(), now);
             }
         }
         any
@@ -300,7 +314,7 @@ impl Queue {
         }
         let uid: Arc<str> = uid.into();
         self.leave(&uid);
-        self.enter_ready(&uid, now)
+        self.enter_ready(&uid, "ForceActivate", now)
     }
 
     /// Moves pods whose time has come.
@@ -309,13 +323,16 @@ impl Queue {
             && until <= now
         {
             self.leave(&uid);
-            self.enter_ready(&uid, now);
+            self.enter_ready(&uid, "BackoffComplete", now);
         }
         while let Some((since, _, uid)) = self.unschedulable.first().cloned()
             && since + self.max_unschedulable <= now
         {
             self.leave(&uid);
-            self.enter_after_backoff(&uid, now);
+            if let Some(queued) = self.pods.get_mut(&uid) {
+                queued.flushed = true;
+            }
+            self.enter_after_backoff(&uid, "UnschedulableTimeout", now);
         }
     }
 
@@ -335,27 +352,30 @@ impl Queue {
         }
     }
 
-    fn enter_after_backoff(&mut self, uid: &Arc<str>, now: Duration) -> bool {
+    fn enter_after_backoff(&mut self, uid: &Arc<str>, event: &'static str, now: Duration) -> bool {
         let Some(queued) = self.pods.get_mut(uid) else { return false };
         if queued.backoff_until <= now {
-            return self.enter_ready(uid, now);
+            return self.enter_ready(uid, event, now);
         }
+        metrics().incoming("backoff", event);
         queued.place = Place::Backoff { error: false };
         self.backoff.insert((queued.backoff_until, queued.sequence, Arc::clone(uid)));
         true
     }
 
-    fn enter_ready(&mut self, uid: &Arc<str>, now: Duration) -> bool {
+    fn enter_ready(&mut self, uid: &Arc<str>, event: &'static str, now: Duration) -> bool {
         let Some(queued) = self.pods.get_mut(uid) else { return false };
         queued.since = now;
         let gates = queued.info.spec().scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty());
         let profile = self.profiles.get(queued.profile);
         if gates && profile.is_some_and(|profile| profile.enabled(Point::PreEnqueue, Plugin::SchedulingGates)) {
             queued.place = Place::Gated;
+            metrics().incoming("gated", event);
             self.gated += 1;
             return false;
         }
         queued.place = Place::Active;
+        metrics().incoming("active", event);
         self.active.insert(active_key(queued))
     }
 
@@ -372,6 +392,9 @@ impl Queue {
             Place::Unschedulable { group, has_victims } => {
                 self.unschedulable.remove(&(queued.since, queued.sequence, Arc::clone(&queued.info.uid)));
                 if let Some(members) = self.groups.get_mut(&group) {
+                    if let Some(profile) = self.profiles.get(queued.profile) {
+                        count_unschedulable(members.plugins, profile, -1);
+                    }
                     let set = if has_victims { &mut members.preemptors } else { &mut members.uids };
                     set.remove(uid);
                     if members.uids.is_empty() && members.preemptors.is_empty() {
@@ -391,6 +414,10 @@ impl Queue {
             Place::InFlight => {}
         }
     }
+}
+
+fn count_unschedulable(plugins: PluginSet, profile: &Profile, change: i64) {
+    plugins.iter().for_each(|plugin| metrics().unschedulable(plugin.name(), &profile.scheduler_name, change));
 }
 
 fn active_key(queued: &Queued) -> ActiveKey {

@@ -3,7 +3,9 @@
 //! A recorder puts events into a bounded queue and never waits; one task correlates and writes them:
 //! repeats become a count, many similar ones become one combined event, and a source may send 25 events
 //! about an object at once and one per five minutes after that.
-//! Behaves as `k8s.io/client-go/tools/record`, v1.36.
+//! Behaves as `k8s.io/client-go/tools/record`, and as `tools/events` for events with an action, v1.36.
+
+mod series;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::Hash;
@@ -14,7 +16,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rkube_api::Kind;
 use rkube_api::k8s::core::v1::{Event, EventSource, ObjectReference};
-use rkube_api::meta::pkg::apis::meta::v1::{ObjectMeta, Time};
+use rkube_api::meta::pkg::apis::meta::v1::{MicroTime, ObjectMeta, Time};
 use rkube_apimachinery::chain::chain;
 use rkube_apimachinery::random;
 use rkube_apimachinery::task;
@@ -25,6 +27,7 @@ use tracing::{debug, info_span, warn};
 
 use crate::api::Patch;
 use crate::client::Client;
+use crate::events::series::{AllSeries, series_patch};
 use crate::owner::api_version;
 use crate::transport::ClientError;
 
@@ -58,10 +61,18 @@ impl EventType {
     }
 }
 
+/// An event on its way to the writer.
+enum Record {
+    /// Repeats are counted on the event, similar ones are combined, and too many are dropped.
+    Plain(Event),
+    /// Repeats make a series.
+    Series(Event),
+}
+
 /// Records events of one component. Clones share the queue.
 #[derive(Clone)]
 pub struct EventRecorder {
-    sender: mpsc::Sender<Event>,
+    sender: mpsc::Sender<Record>,
     client: Client,
     component: Arc<str>,
     host: Arc<str>,
@@ -73,7 +84,12 @@ impl EventRecorder {
     /// Starts the task that writes what this recorder and its clones record, until `stop`.
     pub fn start(client: Client, component: &str, stop: CancellationToken) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUED_MAX);
-        let writer = Writer { client: client.clone(), correlator: Correlator::default(), receiver };
+        let writer = Writer {
+            client: client.clone(),
+            correlator: Correlator::default(),
+            series: AllSeries::default(),
+            receiver,
+        };
         task::spawn(info_span!("events", component), async move {
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -117,10 +133,11 @@ impl EventRecorder {
         reason: &str,
         message: impl Into<String>,
     ) {
-        self.send(self.make(reference, event_type, reason, message.into()));
+        self.send(Record::Plain(self.make(reference, event_type, reason, message.into())));
     }
 
-    /// Records an event in the form of `events.k8s.io`: with what was done and a second object.
+    /// Records an event in the form of `events.k8s.io`: with what was done and a second object. A repeat with another
+    /// note is a repeat.
     pub fn event_with_action(
         &self,
         regarding: ObjectReference,
@@ -130,10 +147,20 @@ impl EventRecorder {
         action: &str,
         note: impl Into<String>,
     ) {
-        let mut event = self.make(regarding, event_type, reason, note.into());
-        event.action = Some(action.to_owned());
-        event.related = related;
-        self.send(event);
+        let event = self.make(regarding, event_type, reason, note.into());
+        let now = event.first_timestamp.as_ref().map_or_else(|| self.client.clock().now(), |time| time.0);
+        let instance = if self.host.is_empty() { String::new() } else { format!("-{}", self.host) };
+        self.send(Record::Series(Event {
+            event_time: Some(MicroTime(now)),
+            action: Some(action.to_owned()),
+            related,
+            reporting_instance: Some(format!("{}{instance}", self.component)),
+            count: None,
+            first_timestamp: None,
+            last_timestamp: None,
+            source: None,
+            ..event
+        }));
     }
 
     fn make(&self, reference: ObjectReference, event_type: EventType, reason: &str, message: String) -> Event {
@@ -165,8 +192,8 @@ impl EventRecorder {
         }
     }
 
-    fn send(&self, event: Event) {
-        if self.sender.try_send(event).is_err() {
+    fn send(&self, record: Record) {
+        if self.sender.try_send(record).is_err() {
             debug!(component = %self.component, "Dropped an event: the queue is full or closed");
         }
     }
@@ -196,14 +223,37 @@ pub fn reference_to<K: Kind>(object: &K) -> ObjectReference {
 struct Writer {
     client: Client,
     correlator: Correlator,
-    receiver: mpsc::Receiver<Event>,
+    series: AllSeries,
+    receiver: mpsc::Receiver<Record>,
 }
 
 impl Writer {
     async fn run(mut self) {
-        while let Some(event) = self.receiver.recv().await {
+        loop {
             let clock = self.client.clock();
-            if let Some(event) = self.correlator.correlate(event, clock.now(), clock.monotonic()) {
+            let due = self.series.next_check().map(|due| due.saturating_sub(clock.monotonic()));
+            let check = async {
+                match due {
+                    Some(due) => clock.sleep(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let record = tokio::select! {
+                record = self.receiver.recv() => record,
+                () = check => {
+                    for event in self.series.check(self.client.clock().monotonic()) {
+                        self.write(event).await;
+                    }
+                    continue;
+                }
+            };
+            let clock = self.client.clock();
+            let event = match record {
+                None => return,
+                Some(Record::Plain(event)) => self.correlator.correlate(event, clock.now(), clock.monotonic()),
+                Some(Record::Series(event)) => self.series.note(event, clock.now(), clock.monotonic()),
+            };
+            if let Some(event) = event {
                 self.write(event).await;
             }
         }
@@ -212,7 +262,8 @@ impl Writer {
     async fn write(&mut self, event: Event) {
         for attempt in 1..=TRIES_MAX {
             match self.write_once(&event).await {
-                Ok(stored) => return self.correlator.stored(&stored),
+                Ok(stored) if stored.event_time.is_none() => return self.correlator.stored(&stored),
+                Ok(_) => return,
                 // The server understood and refused; it will not change its mind.
                 Err(error @ ClientError::Api(_)) => {
                     debug!(error = %chain(&error), reason = event.reason, "Server rejected event");
@@ -233,12 +284,16 @@ impl Writer {
 
     async fn write_once(&self, event: &Event) -> Result<Event, ClientError> {
         let api = self.client.namespaced::<Event>(event.metadata.namespace.as_deref().unwrap_or_default());
-        if event.count.unwrap_or(1) > 1 {
-            let patch = json!({
+        let patch = match &event.series {
+            Some(series) => Some(series_patch(series)),
+            None if event.count.unwrap_or(1) > 1 => Some(json!({
                 "count": event.count,
                 "lastTimestamp": event.last_timestamp.as_ref().map(|time| seconds(time.0)),
                 "message": event.message,
-            });
+            })),
+            None => None,
+        };
+        if let Some(patch) = patch {
             let name = event.metadata.name.as_deref().unwrap_or_default();
             match api.patch(name, &Patch::Strategic(patch)).await {
                 // Events expire; a repeat of one that did starts a new one.
@@ -283,6 +338,16 @@ impl<K: Clone + Eq + Hash, V> Lru<K, V> {
         let entry = self.entries.entry(key).or_insert_with(|| (make(), 0));
         entry.1 = self.tick;
         &mut entry.0
+    }
+}
+
+impl<K: Eq + Hash, V> Lru<K, V> {
+    fn retain(&mut self, mut keep: impl FnMut(&mut V) -> bool) {
+        self.entries.retain(|_, (value, _)| keep(value));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.entries.is_empty()
     }
 }
 
