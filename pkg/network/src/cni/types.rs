@@ -103,13 +103,18 @@ pub struct RuntimeConfig {
     pub port_mappings: Vec<PortMapping>,
 }
 
+/// containerd writes these names with a capital letter, others as the convention has them; the plugins of the
+/// project do not care, so neither do we.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PortMapping {
+    #[serde(alias = "HostPort")]
     pub host_port: i32,
+    #[serde(alias = "ContainerPort")]
     pub container_port: i32,
+    #[serde(alias = "Protocol")]
     pub protocol: String,
-    #[serde(rename = "hostIP")]
+    #[serde(rename = "hostIP", alias = "HostIP")]
     pub host_ip: String,
 }
 

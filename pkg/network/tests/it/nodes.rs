@@ -70,7 +70,9 @@ fn host_ports_lead_to_the_pod_from_everywhere() {
             "hostPort": host_port, "containerPort": 80, "protocol": "tcp", "hostIP": host_ip,
         })
     };
-    let ports = json!({"runtimeConfig": {"portMappings": [mapping(8080, ""), mapping(8081, "127.0.0.1")]}});
+    // As containerd writes it.
+    let shouted = json!({"HostPort": 8081, "ContainerPort": 80, "Protocol": "tcp", "HostIP": "127.0.0.1"});
+    let ports = json!({"runtimeConfig": {"portMappings": [mapping(8080, ""), shouted]}});
     let (pod, _) = a.pod("a", ports.clone());
     let (neighbour, neighbour_address) = a.pod("n", json!({}));
     let listener = pod.listen("0.0.0.0:80");
