@@ -22,13 +22,15 @@ struct Pods {
 pub struct PodManager(RwLock<Pods>);
 
 impl PodManager {
-    pub fn set(&self, pod: Arc<Pod>) {
+    /// Returns whether it was unknown in this version.
+    pub fn set(&self, pod: Arc<Pod>) -> bool {
         let mut pods = self.0.write();
-        if pod.is_mirror() {
-            pods.mirrors.insert(pod.key(), pod);
-        } else {
-            pods.by_uid.insert(pod.uid(), pod);
-        }
+        let version = pod.metadata.resource_version.clone();
+        let old = match pod.is_mirror() {
+            true => pods.mirrors.insert(pod.key(), pod),
+            false => pods.by_uid.insert(pod.uid(), pod),
+        };
+        old.is_none_or(|old| old.metadata.resource_version != version)
     }
 
     pub fn remove(&self, pod: &Pod) {

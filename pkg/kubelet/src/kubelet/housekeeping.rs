@@ -53,7 +53,10 @@ impl Inner {
             }
         }
         for pod in &desired {
-            self.pods.set(pod.clone());
+            if self.pods.set(pod.clone()) {
+                let own = if pod.is_mirror() { self.pods.static_of(pod) } else { Some(pod.clone()) };
+                own.iter().for_each(|pod| self.statuses.touch(&pod.uid()));
+            }
         }
         for pod in desired.iter().filter(|pod| !pod.is_mirror()) {
             self.update_worker(pod);

@@ -45,6 +45,9 @@ struct Held {
     sent: u64,
     /// The object it was written to: a static pod's mirror may be another one by now.
     sent_to: Option<PodUid>,
+    /// The object's version with this status in it. In a newer one somebody else may have written over it, such as
+    /// the controller that takes a silent node for dead.
+    sent_at: u64,
 }
 
 pub struct StatusManager {
@@ -90,7 +93,7 @@ impl StatusManager {
                 entry.status = status;
                 entry.version += 1;
             }
-            None => drop(held.insert(uid.clone(), Held { status, version: 1, sent: 0, sent_to: None })),
+            None => drop(held.insert(uid.clone(), Held { status, version: 1, sent: 0, sent_to: None, sent_at: 0 })),
         }
         drop(held);
         self.touch(&uid);
@@ -151,28 +154,32 @@ impl StatusManager {
         let Some(pod) = lookup.api_pod(uid) else { return Ok(()) };
         let pending = {
             let held = self.held.lock();
-            let owed = |held: &&Held| held.sent < held.version || held.sent_to.as_ref() != Some(&pod.uid());
+            let owed = |held: &&Held| {
+                held.sent < held.version || held.sent_to.as_ref() != Some(&pod.uid()) || held.sent_at < version_of(&pod)
+            };
             held.get(uid).filter(owed).map(|held| (held.status.clone(), held.version))
         };
         if let Some((status, version)) = pending {
             let may_run = lookup.could_have_running_containers(uid);
-            match self.write(&pod, &status, may_run).await {
-                Ok(()) => {}
+            let sent_at = match self.write(&pod, &status, may_run).await {
+                Ok(sent_at) => sent_at,
                 // Somebody removed it, or another pod took its name.
                 Err(error) if error.is_not_found() => return Ok(()),
                 Err(error) => return Err(error),
-            }
+            };
             // A phase that was withheld is owed: the worker touches the pod when its containers are stopped.
             let owes_phase = may_run && is_terminal_phase(status.phase.as_deref().unwrap_or_default());
             if !owes_phase && let Some(held) = self.held.lock().get_mut(uid) {
                 held.sent = held.sent.max(version);
                 held.sent_to = Some(pod.uid());
+                held.sent_at = held.sent_at.max(sent_at);
             }
         }
         self.finish_deletion(uid, &pod, lookup).await
     }
 
-    async fn write(&self, pod: &Pod, status: &PodStatus, may_run: bool) -> Result<(), ClientError> {
+    /// Returns the version of the object that has the status.
+    async fn write(&self, pod: &Pod, status: &PodStatus, may_run: bool) -> Result<u64, ClientError> {
         let api = self.client.namespaced::<Pod>(pod.namespace());
         let mut base = pod.clone();
         // Labels that changed meanwhile are refused as an attempt to change them back, before versions are
@@ -182,16 +189,16 @@ impl StatusManager {
             let old = base.status.clone().unwrap_or_default();
             let merged = merge(&old, status, may_run);
             if merged == old {
-                return Ok(());
+                return Ok(version_of(&base));
             }
             base.status = Some(merged);
             match api.update_status(&base).await {
-                Ok(_) => return Ok(()),
+                Ok(written) => return Ok(version_of(&written)),
                 Err(error) if error.is_conflict() || (error.is_forbidden() && !refused) => {
                     refused |= error.is_forbidden();
                     let fresh = api.get(pod.name()).await?;
                     if fresh.metadata.uid != pod.metadata.uid {
-                        return Ok(());
+                        return Ok(version_of(pod));
                     }
                     base = fresh;
                 }
@@ -199,7 +206,7 @@ impl StatusManager {
             }
         }
         // Its next change will carry this one.
-        Ok(())
+        Ok(version_of(pod))
     }
 
     /// Deletes the API object of a pod that was to be deleted and of which nothing is left here.
@@ -227,6 +234,11 @@ impl StatusManager {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Versions of one object can be compared.
+fn version_of(pod: &Pod) -> u64 {
+    pod.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
 /// A condition keeps its time while its status stays.

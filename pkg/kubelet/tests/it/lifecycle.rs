@@ -6,6 +6,7 @@ use rkube_api::Kind;
 use rkube_api::k8s::coordination::v1::Lease;
 use rkube_api::k8s::core::v1::{Node as NodeObject, Pod};
 use rkube_client::api::DeleteOptions;
+use rkube_client::fake::FakeApi;
 use rkube_cri::Code;
 
 use crate::harness::{Node, pod};
@@ -74,6 +75,30 @@ async fn a_restart_of_the_kubelet_restarts_nothing() {
     node.start_kubelet();
     node.wait_for_pod("p Running a=running/0").await;
     assert_eq!(node.runtime.take_calls(), Vec::<String>::new());
+    node.stop_kubelet().await;
+}
+
+/// As after the node was cut off: a controller says that its pods are not ready, and nothing on the node changes.
+#[tokio::test]
+async fn a_status_that_somebody_else_wrote_is_put_right() {
+    let mut node = Node::start();
+    node.api.put(&pod("Always", &["a"]));
+    let is_ready = |api: &FakeApi| {
+        let pod = api.get::<Pod>("default", "p").unwrap();
+        let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        conditions.filter(|condition| condition.type_ == "Ready").all(|condition| condition.status == "True")
+            && pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Running"))
+    };
+    node.wait_for_pod("p Running a=running/0").await;
+    node.wait("the pod to be ready", is_ready).await;
+    node.api.edit::<Pod>("default", "p", |pod| {
+        let conditions = pod.status.as_mut().and_then(|status| status.conditions.as_mut()).unwrap();
+        conditions
+            .iter_mut()
+            .filter(|condition| condition.type_ == "Ready")
+            .for_each(|ready| ready.status = "False".into());
+    });
+    node.wait("the pod to be ready again", is_ready).await;
     node.stop_kubelet().await;
 }
 
