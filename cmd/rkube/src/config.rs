@@ -52,6 +52,7 @@ pub(crate) fn server(values: &Values) -> Result<ServerConfig, SettingsError> {
         write_kubeconfig_mode: u32::from_str_radix(&text(values, "write-kubeconfig-mode"), 8).unwrap_or(0o600),
         datastore: datastore(values)?,
         scheduler_config: values.one("scheduler-config").map(PathBuf::from),
+        controller_args: values.list("kube-controller-manager-arg").to_vec(),
         disable: values.list("disable").to_vec(),
         agent: if disable_agent { None } else { Some(node(values)?) },
     })

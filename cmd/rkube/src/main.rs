@@ -10,7 +10,7 @@ mod settings;
 mod values;
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use admin::CommandError;
@@ -118,7 +118,7 @@ async fn follow_levels(role: Roles, flags: &ArgMatches, levels: &LevelHandle) ->
             Err(error) => tracing::warn!(error = %chain(&error), "The log levels stay as they are"),
         }
     }
-    std::io::ErrorKind::BrokenPipe.into()
+    ErrorKind::BrokenPipe.into()
 }
 
 /// Resolves at the first SIGTERM or SIGINT. A second one ends the process at once, as the default does.
@@ -145,7 +145,7 @@ fn completion(flags: &ArgMatches) -> ExitCode {
 /// A reader that closed the pipe has read enough.
 fn print(text: &str) -> ExitCode {
     match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => failed(&error),
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => failed(&error),
         _ => ExitCode::SUCCESS,
     }
 }
@@ -158,6 +158,19 @@ fn wrong_settings(error: &SettingsError) -> ExitCode {
 
 #[allow(clippy::print_stderr, reason = "the last word of a process that failed")]
 fn failed(error: &(dyn std::error::Error + 'static)) -> ExitCode {
-    eprintln!("rkube: {}", chain(error));
+    match remedy(error) {
+        Some(remedy) => eprintln!("rkube: {}; {remedy}", chain(error)),
+        None => eprintln!("rkube: {}", chain(error)),
+    }
     ExitCode::FAILURE
+}
+
+/// What helps against a cause that any file can have.
+fn remedy(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.filter_map(|cause| cause.downcast_ref::<std::io::Error>()).find_map(|cause| match cause.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some("free space there, or choose a folder elsewhere"),
+        ErrorKind::ReadOnlyFilesystem => Some("mount it for writing, or choose a folder elsewhere"),
+        _ => None,
+    })
 }

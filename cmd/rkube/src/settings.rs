@@ -148,6 +148,13 @@ pub(crate) static SETTINGS: &[Setting] = &[
         CLUSTER,
         "KubeSchedulerConfiguration: profiles, plugins, weights, back-off",
     ),
+    setting(
+        "kube-controller-manager-arg",
+        Server,
+        Repeated,
+        CLUSTER,
+        "Settings of the controllers by the names of kube-controller-manager's flags, as name=value",
+    ),
     setting("disable", Server, List, CLUSTER, "Components not to run and packaged manifests not to deploy"),
     setting("disable-agent", Server, Switch, CLUSTER, "Run the control plane without a node on this machine"),
     setting("join", Agent, Text, ACCESS, "Server to join, as https://host:6443").alias("server"),

@@ -3,6 +3,7 @@
 //!
 //! Behaves as `k8s.io/apimachinery` and `sigs.k8s.io/structured-merge-diff` of v1.36.
 
+pub mod arguments;
 pub mod backoff;
 pub mod chain;
 pub mod clock;

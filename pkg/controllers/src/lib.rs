@@ -5,6 +5,7 @@
 //!
 //! **Invariant:** controllers know the cluster through `rkube-client` only.
 
+mod args;
 pub mod config;
 pub mod context;
 mod metrics;

@@ -10,6 +10,7 @@ use rkube_pki::join_token::JoinToken;
 
 use crate::component::{ComponentError, Shutdown, component, supervise};
 use crate::config::{AgentConfig, Paths};
+use crate::fitness;
 use crate::join::Joiner;
 use crate::node::{self, Trust};
 use crate::notify;
@@ -20,6 +21,7 @@ pub async fn run(
     clock: SharedClock,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), ComponentError> {
+    fitness::require(Some(&config.node))?;
     let folder = Paths::new(&config.data_dir).agent();
     files::create_folder(&folder)?;
     let joiner = Joiner {

@@ -163,8 +163,9 @@ pub async fn supervise(
         let span = info_span!("component", component = name);
         let handle = task::spawn(span.clone(), async move {
             for mut need in needs {
-                // A dependency that will never be ready has failed, and the process is stopping.
+                // A dependency that will never be ready has failed, and is to be named for it: this one ends after it.
                 if need.wait_for(|ready| *ready).await.is_err() {
+                    token.cancelled().await;
                     return Ok(());
                 }
             }
@@ -283,6 +284,9 @@ mod tests {
         let log = Log::default();
         let failing = component("api", &["store"], |_, _| async { Err("port 6443 is in use".into()) });
         let parts = vec![recorder("store", &[], &log), failing];
+        // Which of them ends first is up to the runtime; only one of them has failed.
+        let waiting = ["scheduler", "controllers"].map(|name| recorder(name, &["api"], &log));
+        let parts = parts.into_iter().chain(waiting).collect();
         let error = supervise(parts, SystemClock::shared(), std::future::pending(), || {}).await.unwrap_err();
         assert_eq!(chain(&error).to_string(), "api stopped: port 6443 is in use");
         assert_eq!(log.lock().unwrap().last().unwrap(), "stop store");

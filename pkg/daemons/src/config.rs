@@ -24,6 +24,8 @@ pub struct ServerConfig {
     pub datastore: Datastore,
     /// A `KubeSchedulerConfiguration`.
     pub scheduler_config: Option<PathBuf>,
+    /// Settings of the controllers, as `name=value` with the names of kube-controller-manager's flags.
+    pub controller_args: Vec<String>,
     /// Components not to run, by name.
     pub disable: Vec<String>,
     /// The node on this machine; `None` with `--disable-agent`.

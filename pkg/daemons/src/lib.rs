@@ -5,6 +5,7 @@ pub mod admin;
 pub mod agent;
 pub mod component;
 pub mod config;
+mod fitness;
 mod join;
 mod node;
 pub mod notify;

@@ -1,88 +1,64 @@
 //! Settings by the names of upstream's kubelet flags, as `--kubelet-arg name=value` gives them.
-//!
-//! One table; what is not in it is refused, so that a setting never silently does nothing.
 
-use std::time::Duration;
-
+use rkube_apimachinery::arguments::{Arguments, duration, number, percent, put};
 use rkube_apimachinery::quantity::Quantity;
+
+pub use rkube_apimachinery::arguments::ArgumentError;
 
 use crate::cm::CgroupDriver;
 use crate::config::{KubeletConfig, Reserved};
 
-/// Why an argument is not accepted.
-#[derive(Debug, thiserror::Error)]
-pub enum ArgumentError {
-    #[error("{0:?} is not name=value")]
-    Form(String),
-    #[error("kubelet argument {name} is unknown; known are {}", names())]
-    Unknown { name: String },
-    #[error("kubelet argument {name}={value}: {reason}")]
-    Value { name: &'static str, value: String, reason: String },
-}
-
-type Set = fn(&mut KubeletConfig, &str) -> Result<(), String>;
-
 /// In the order they are applied: a grace period belongs to thresholds that are there already.
-const ARGUMENTS: [(&str, Set); 18] = [
-    ("eviction-hard", |config, value| text(config.eviction.set_hard(value))),
-    ("eviction-soft", |config, value| text(config.eviction.set_soft(value))),
-    ("eviction-soft-grace-period", |config, value| text(config.eviction.set_soft_grace(value))),
-    ("eviction-minimum-reclaim", |config, value| text(config.eviction.set_reclaim_min(value))),
-    ("eviction-max-pod-grace-period", |config, value| put(&mut config.eviction.pod_grace_seconds_max, number(value)?)),
-    ("eviction-pressure-transition-period", |config, value| put(&mut config.eviction.transition, duration(value)?)),
-    ("kube-reserved", |config, value| reserve(&mut config.reserved, value)),
-    ("system-reserved", |config, value| reserve(&mut config.reserved, value)),
-    ("cgroup-driver", |config, value| match value {
-        "cgroupfs" => put(&mut config.cgroup_driver, CgroupDriver::Cgroupfs),
-        "systemd" => put(&mut config.cgroup_driver, CgroupDriver::Systemd),
-        _ => Err("it is neither cgroupfs nor systemd".to_owned()),
-    }),
-    ("max-pods", |config, value| put(&mut config.pods_max, number(value)?)),
-    ("pod-max-pids", |config, value| {
-        // -1 is upstream's word for no limit.
-        put(&mut config.pod_pids_max, Some(number::<i64>(value)?).filter(|count| *count > 0))
-    }),
-    ("container-log-max-size", |config, value| put(&mut config.container_log_bytes_max, bytes(value)?.unsigned_abs())),
-    ("container-log-max-files", |config, value| {
-        let files: usize = number(value)?;
-        if files < 2 {
-            return Err("at least 2 files are needed to rotate".to_owned());
-        }
-        put(&mut config.container_log_files_max, files)
-    }),
-    ("image-gc-high-threshold", |config, value| put(&mut config.image_gc_high_percent, percent(value)?)),
-    ("image-gc-low-threshold", |config, value| put(&mut config.image_gc_low_percent, percent(value)?)),
-    ("allowed-unsafe-sysctls", |config, value| {
-        put(&mut config.allowed_unsafe_sysctls, value.split(',').map(|name| name.trim().to_owned()).collect())
-    }),
-    ("shutdown-grace-period", |config, value| put(&mut config.shutdown_grace_period, duration(value)?)),
-    ("shutdown-grace-period-critical-pods", |config, value| {
-        put(&mut config.shutdown_grace_period_critical, duration(value)?)
-    }),
-];
-
-fn names() -> String {
-    ARGUMENTS.map(|(name, _)| name).join(", ")
-}
+const ARGUMENTS: Arguments<KubeletConfig> = Arguments {
+    component: "kubelet",
+    table: &[
+        ("eviction-hard", |config, value| text(config.eviction.set_hard(value))),
+        ("eviction-soft", |config, value| text(config.eviction.set_soft(value))),
+        ("eviction-soft-grace-period", |config, value| text(config.eviction.set_soft_grace(value))),
+        ("eviction-minimum-reclaim", |config, value| text(config.eviction.set_reclaim_min(value))),
+        ("eviction-max-pod-grace-period", |config, value| {
+            put(&mut config.eviction.pod_grace_seconds_max, number(value)?)
+        }),
+        ("eviction-pressure-transition-period", |config, value| put(&mut config.eviction.transition, duration(value)?)),
+        ("kube-reserved", |config, value| reserve(&mut config.reserved, value)),
+        ("system-reserved", |config, value| reserve(&mut config.reserved, value)),
+        ("cgroup-driver", |config, value| match value {
+            "cgroupfs" => put(&mut config.cgroup_driver, CgroupDriver::Cgroupfs),
+            "systemd" => put(&mut config.cgroup_driver, CgroupDriver::Systemd),
+            _ => Err("it is neither cgroupfs nor systemd".to_owned()),
+        }),
+        ("max-pods", |config, value| put(&mut config.pods_max, number(value)?)),
+        ("pod-max-pids", |config, value| {
+            // -1 is upstream's word for no limit.
+            put(&mut config.pod_pids_max, Some(number::<i64>(value)?).filter(|count| *count > 0))
+        }),
+        ("container-log-max-size", |config, value| {
+            put(&mut config.container_log_bytes_max, bytes(value)?.unsigned_abs())
+        }),
+        ("container-log-max-files", |config, value| {
+            let files: usize = number(value)?;
+            if files < 2 {
+                return Err("at least 2 files are needed to rotate".to_owned());
+            }
+            put(&mut config.container_log_files_max, files)
+        }),
+        ("image-gc-high-threshold", |config, value| put(&mut config.image_gc_high_percent, percent(value)?)),
+        ("image-gc-low-threshold", |config, value| put(&mut config.image_gc_low_percent, percent(value)?)),
+        ("allowed-unsafe-sysctls", |config, value| {
+            put(&mut config.allowed_unsafe_sysctls, value.split(',').map(|name| name.trim().to_owned()).collect())
+        }),
+        ("shutdown-grace-period", |config, value| put(&mut config.shutdown_grace_period, duration(value)?)),
+        ("shutdown-grace-period-critical-pods", |config, value| {
+            put(&mut config.shutdown_grace_period_critical, duration(value)?)
+        }),
+    ],
+};
 
 impl KubeletConfig {
     /// Applies `name=value` arguments, whatever their order.
     pub fn apply(&mut self, arguments: &[String]) -> Result<(), ArgumentError> {
-        let mut pairs = Vec::with_capacity(arguments.len());
-        for argument in arguments {
-            let pair = argument.trim_start_matches("--").split_once('=');
-            let (name, value) = pair.ok_or_else(|| ArgumentError::Form(argument.clone()))?;
-            if !ARGUMENTS.iter().any(|(known, _)| *known == name) {
-                return Err(ArgumentError::Unknown { name: name.to_owned() });
-            }
-            pairs.push((name, value));
-        }
-        for (name, set) in &ARGUMENTS {
-            for (_, value) in pairs.iter().filter(|(given, _)| given == name) {
-                set(self, value).map_err(|reason| ArgumentError::Value { name, value: (*value).to_owned(), reason })?;
-            }
-        }
-        let wrong = |name, value: String, reason: String| Err(ArgumentError::Value { name, value, reason });
+        ARGUMENTS.apply(self, arguments)?;
+        let wrong = |name, value: String, reason: String| Err(ARGUMENTS.wrong(name, &value, reason));
         if let Err(error) = self.eviction.check() {
             return wrong("eviction-soft", String::new(), error.to_string());
         }
@@ -99,26 +75,8 @@ impl KubeletConfig {
     }
 }
 
-fn put<T>(place: &mut T, value: T) -> Result<(), String> {
-    *place = value;
-    Ok(())
-}
-
 fn text<E: std::error::Error>(result: Result<(), E>) -> Result<(), String> {
     result.map_err(|error| error.to_string())
-}
-
-fn number<T: std::str::FromStr>(value: &str) -> Result<T, String> {
-    value.parse().map_err(|_| "it is not a number in range".to_owned())
-}
-
-fn percent(value: &str) -> Result<u8, String> {
-    number(value).and_then(|percent| if percent <= 100 { Ok(percent) } else { Err("it is over 100".to_owned()) })
-}
-
-fn duration(value: &str) -> Result<Duration, String> {
-    let duration = rkube_apimachinery::time::parse_duration(value).map_err(|error| error.to_string())?;
-    Duration::try_from(duration).map_err(|_| "it is negative".to_owned())
 }
 
 fn quantity(value: &str) -> Result<Quantity, String> {
@@ -150,6 +108,8 @@ fn reserve(reserved: &mut Reserved, value: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn applied(arguments: &[&str]) -> Result<KubeletConfig, String> {

@@ -1,10 +1,11 @@
 //! Waiting for something to change in a folder: manifests, image archives, network configurations.
 
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::StreamExt;
-use inotify::{Inotify, WatchMask};
+use inotify::{EventMask, Inotify, WatchMask};
 use tokio::sync::Notify;
 
 /// Notifies `changed` whenever something in the folder changes.
@@ -15,8 +16,39 @@ pub async fn watch(folder: PathBuf, changed: Arc<Notify>) -> std::io::Result<()>
     inotify.watches().add(&folder, mask)?;
     let mut events = inotify.into_event_stream([0; 4096])?;
     while let Some(event) = events.next().await {
-        event?;
-        changed.notify_one();
+        let event = event?;
+        if is_complete(event.mask, &folder.join(event.name.unwrap_or_default())) {
+            changed.notify_one();
+        }
     }
     Ok(())
+}
+
+/// A file that is made is empty: what is written into it is announced when its writer closes it. Folders and links
+/// are complete when they are made, and what is gone again has an event of its own for that.
+fn is_complete(mask: EventMask, path: &Path) -> bool {
+    let is_empty_file = || std::fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.nlink() == 1);
+    !mask.contains(EventMask::CREATE) || !is_empty_file()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_file_counts_when_it_was_written_and_a_link_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("file"), "").unwrap();
+        assert!(!is_complete(EventMask::CREATE, &path("file")));
+        assert!(is_complete(EventMask::CLOSE_WRITE, &path("file")));
+        std::os::unix::fs::symlink("file", path("symbolic")).unwrap();
+        assert!(is_complete(EventMask::CREATE, &path("symbolic")));
+        fs::hard_link(path("file"), path("hard")).unwrap();
+        assert!(is_complete(EventMask::CREATE, &path("hard")));
+        fs::create_dir(path("folder")).unwrap();
+        assert!(is_complete(EventMask::CREATE | EventMask::ISDIR, &path("folder")));
+    }
 }

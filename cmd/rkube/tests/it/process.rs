@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -15,10 +15,16 @@ use tempfile::TempDir;
 /// For a debug build on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 
+const RKUBE: &str = env!("CARGO_BIN_EXE_rkube");
+const NOBODY: u32 = 65534;
+/// Not a flag of the program: the server has a node, too.
+pub(crate) const WITH_AGENT: &str = "--with-agent";
+
 /// A machine that has a data directory, a configuration file and a free port.
 pub(crate) struct Machine {
     pub(crate) folder: TempDir,
     pub(crate) port: u16,
+    mounts: Option<String>,
 }
 
 pub(crate) struct Outcome {
@@ -35,7 +41,7 @@ impl Machine {
         std::fs::write(folder.path().join("config.yaml"), "").unwrap();
         // Whoever is told the port next is not told the same for a while.
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Self { folder, port }
+        Self { folder, port, mounts: None }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -49,12 +55,34 @@ impl Machine {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_rkube"));
+        let mut command = match &self.mounts {
+            None => Command::new(RKUBE),
+            Some(mounts) => self.among(mounts),
+        };
         command.args(arguments).env_clear().stdin(Stdio::null()).current_dir(self.folder.path());
         command
     }
 
+    /// The program in a mount namespace of its own, where a shell makes mounts before it becomes the program. They
+    /// go with the process.
+    fn among(&self, mounts: &str) -> Command {
+        let mut command = Command::new("/usr/bin/unshare");
+        if !rustix::process::geteuid().is_root() {
+            command.args(["--user", "--map-root-user"]);
+        }
+        let script = format!("PATH=/usr/sbin:/usr/bin:/sbin:/bin; {mounts}\nexec \"$@\"");
+        command.args(["--mount", "/bin/sh", "-euc", &script, "sh", RKUBE]);
+        command
+    }
+
+    /// From now on every process of this machine has mounts of its own, made by `script` in the machine's folder.
+    pub(crate) fn mounting(mut self, script: &str) -> Self {
+        self.mounts = Some(script.to_owned());
+        self
+    }
+
     /// Arguments of a server on this machine; `more` are flags and values that add to them or take their place.
+    /// Without `--with-agent` among them it has no node.
     fn server_arguments(&self, more: &[&str]) -> Vec<String> {
         let path = |name: &str| self.path(name).display().to_string();
         let usual = [
@@ -67,12 +95,32 @@ impl Machine {
         ];
         let usual = usual.into_iter().filter(|(flag, _)| !more.contains(flag));
         let usual = usual.flat_map(|(flag, value)| [flag.to_owned(), value]);
-        let start = ["server".to_owned(), "--disable-agent".to_owned()];
-        start.into_iter().chain(usual).chain(more.iter().map(|&text| text.to_owned())).collect()
+        let (agent, more): (Vec<&str>, Vec<&str>) = more.iter().partition(|&&text| text == WITH_AGENT);
+        let start = ["server"].into_iter().chain(agent.is_empty().then_some("--disable-agent")).map(str::to_owned);
+        start.chain(usual).chain(more.into_iter().map(str::to_owned)).collect()
     }
 
     pub(crate) fn run(&self, arguments: &[&str]) -> Outcome {
-        let output = self.command(arguments).output().unwrap();
+        self.outcome(self.command(arguments))
+    }
+
+    /// Runs a server as a user that is not root and expects it to end by itself.
+    pub(crate) fn run_server_as_nobody(&self, more: &[&str]) -> Outcome {
+        let mut command = self.command(&[]);
+        if rustix::process::geteuid().is_root() {
+            // The folders above the program may be closed to others.
+            let program = self.path("rkube");
+            std::fs::copy(RKUBE, &program).unwrap();
+            std::fs::set_permissions(self.folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+            command = Command::new(program);
+            command.env_clear().stdin(Stdio::null()).current_dir(self.folder.path()).uid(NOBODY).gid(NOBODY);
+        }
+        command.args(self.server_arguments(more));
+        self.outcome(command)
+    }
+
+    fn outcome(&self, mut command: Command) -> Outcome {
+        let output = command.output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         Outcome {
             code: output.status.code(),
@@ -157,6 +205,12 @@ impl Server {
                 Err(error) => panic!("waiting for {text:?} in the log: {error}\n{}", self.log),
             }
         }
+    }
+
+    /// A file as the server sees it, among its own mounts.
+    pub(crate) fn path(&self, path: &Path) -> PathBuf {
+        let root = PathBuf::from(format!("/proc/{}/root", self.child.id()));
+        root.join(path.strip_prefix("/").unwrap_or(path))
     }
 
     pub(crate) fn signal(&self, name: &str) {

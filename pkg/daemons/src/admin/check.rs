@@ -91,6 +91,16 @@ pub async fn run(wanted: &Wanted, root: &Path, now: Timestamp) -> Vec<Finding> {
     findings
 }
 
+/// What makes it useless to start at all; the rest is said by what does not work then.
+pub(crate) fn obstacle(is_node: bool, root: &Path) -> Option<Finding> {
+    let host = Host { root: root.to_owned() };
+    let mut findings = vec![host.root_user(is_node), host.kernel()];
+    if is_node {
+        findings.push(host.cgroups());
+    }
+    findings.into_iter().find(|finding| finding.verdict == Verdict::Failed)
+}
+
 fn ok(check: &'static str, detail: impl Into<String>) -> Finding {
     Finding { verdict: Verdict::Ok, check, detail: detail.into(), remedy: String::new() }
 }
@@ -142,7 +152,7 @@ impl Host {
             return warning(CHECK, format!("release {release:?} is not known"), "check that it is Linux 5.4 or newer");
         };
         if (major, minor) < KERNEL_MIN {
-            return failed(CHECK, format!("Linux {release}"), "upgrade to Linux 5.4 or newer");
+            return failed(CHECK, format!("Linux {release} is too old"), "upgrade to Linux 5.4 or newer");
         }
         ok(CHECK, format!("Linux {release}"))
     }
@@ -419,7 +429,7 @@ mod tests {
             lines,
             [
                 "Failed root: not running as root | run it with sudo; a node mounts, and makes network links",
-                "Failed kernel: Linux 4.4.0 | upgrade to Linux 5.4 or newer",
+                "Failed kernel: Linux 4.4.0 is too old | upgrade to Linux 5.4 or newer",
                 "Failed cgroups: version 1 without memory | enable memory (on a Raspberry Pi: cgroup_enable=memory in cmdline.txt) and reboot",
                 "Warning memory: 97 MiB | pods will have little room; 512 MiB and more are comfortable",
                 "Failed host name: \"localhost\" names every machine | set one with hostnamectl, or name the node with --node-name",

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use rkube_apimachinery::arguments::ArgumentError;
 use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::random::{SharedRandom, SystemRandom};
 use rkube_apimachinery::status::ApiStatus;
@@ -53,6 +54,7 @@ use super::{manifests, role, seed};
 use crate::address;
 use crate::component::{Component, component};
 use crate::config::{Datastore, Paths, ServerConfig};
+use crate::fitness::{self, Unfit};
 use crate::node::{self, ClusterFacts, NodeError, Trust};
 
 /// Who the controllers are in user agents and managed fields.
@@ -108,6 +110,12 @@ pub(crate) enum OpenError {
         #[source]
         source: rkube_scheduler::ConfigError,
     },
+    #[error("--kube-controller-manager-arg")]
+    ControllerArgument(#[from] ArgumentError),
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
+    #[error("{path} is empty: put the token back, or remove the file to have a new one made")]
+    EmptyToken { path: PathBuf },
     #[error("{data_dir} is in use by another rkube server: stop it, or give this one its own --data-dir")]
     InUse { data_dir: PathBuf },
     #[error("creating {path}, as --data-dir must be where this user may write")]
@@ -123,6 +131,7 @@ pub(crate) struct ControlPlane {
     lock: File,
     config: ServerConfig,
     scheduler: SchedulerConfig,
+    controllers: ControllerConfig,
     clock: SharedClock,
     random: SharedRandom,
     storage: Arc<dyn Storage>,
@@ -132,12 +141,13 @@ pub(crate) struct ControlPlane {
     service_ip: IpAddr,
     advertise: IpAddr,
     certificates: Arc<Certificates>,
-    join_token: JoinToken,
     stop: CancellationToken,
 }
 
 impl ControlPlane {
     pub(crate) async fn open(config: ServerConfig, clock: SharedClock) -> Result<Self, OpenError> {
+        // What cannot work is said before anything is made.
+        fitness::require(config.agent.as_ref())?;
         let scheduler = scheduler_config(config.scheduler_config.as_deref())?;
         let paths = Paths::new(&config.data_dir);
         let now = clock.now();
@@ -160,6 +170,7 @@ impl ControlPlane {
         let certificates = Certificates::open(&config, service_ip, advertise, now)?;
         info!(folder = %paths.tls().display(), "Loaded the certificates");
         let tree = &certificates.tree;
+        let controllers = managers::controller_config(&config, &tree.cluster)?;
         let join_token = join_token(&config, &paths, tree.cluster.certificate_pem())?;
 
         // The port before the datastore: a second server is told before it touches anything.
@@ -180,7 +191,13 @@ impl ControlPlane {
             node_ports: config.service_node_ports,
             ..rkube_registry::Config::default()
         };
-        let registry = Registry::new(Arc::clone(&storage), clock.clone(), Arc::clone(&random), registry_config).await?;
+        let registry = Registry::new(Arc::clone(&storage), clock.clone(), Arc::clone(&random), registry_config).await;
+        let registry = registry.map_err(|error| match config.datastore {
+            Datastore::Embedded if datastore::is_damage(&error) => {
+                DatastoreError::Damaged { folder: paths.db(), source: Box::new(error) }.into()
+            }
+            _ => OpenError::from(error),
+        })?;
         let authorizer =
             RbacAuthorizer::start(&registry, clock.clone(), stop.clone()).await.map_err(OpenError::Policy)?;
         let authorizer: Arc<dyn Authorizer> = Arc::new(Union(vec![
@@ -235,6 +252,7 @@ impl ControlPlane {
             lock,
             config,
             scheduler,
+            controllers,
             clock,
             random,
             storage,
@@ -244,89 +262,68 @@ impl ControlPlane {
             service_ip,
             advertise,
             certificates,
-            join_token,
             stop,
         })
     }
 
     /// Everything that runs, in the order it starts.
     pub(crate) fn components(self) -> Result<Vec<Box<dyn Component>>, OpenError> {
-        let Self {
-            lock,
-            config,
-            scheduler: scheduler_config,
-            clock,
-            random,
-            storage,
-            registry,
-            api,
-            listener,
-            service_ip,
-            advertise,
-            certificates,
-            join_token,
-            stop,
-        } = self;
-        let root_ca = certificates.tree.cluster.certificate_pem().to_owned();
+        let config = &self.config;
+        let client = |agent: &str, user: UserInfo| client_as(&self.api, agent, user, &self.clock, &self.random);
+        let root_ca = self.certificates.tree.cluster.certificate_pem().to_owned();
         let cluster = ClusterFacts {
             dns: config.cluster_dns,
             domain: config.cluster_domain.clone(),
             pods: config.cluster_cidr.to_string(),
         };
         let api_server = kubernetes_service::ApiServer {
-            service_ip,
+            service_ip: self.service_ip,
             https_port: config.https_listen_port,
             // A loopback address leads nowhere for others.
-            address: Some(advertise).filter(|address| !address.is_loopback() && !address.is_unspecified()),
+            address: Some(self.advertise).filter(|address| !address.is_loopback() && !address.is_unspecified()),
             shares_datastore: config.datastore != Datastore::Embedded,
         };
         let settings = ControllerConfig {
-            service_account_keys: Some(certificates.tree.service_accounts.clone()),
+            service_account_keys: Some(self.certificates.tree.service_accounts.clone()),
             api_server: Some(api_server.clone()),
-            authentication_trust: Some(authentication_trust(&certificates.tree)),
-            ..managers::controller_config(&config, &certificates.tree.cluster)
+            authentication_trust: Some(authentication_trust(&self.certificates.tree)),
+            ..self.controllers.clone()
         };
-        let leadership = Leadership::new(&config, advertise);
-        let manager =
-            client_as(&api, CONTROLLER_MANAGER, named("system:kube-controller-manager", &[]), &clock, &random);
-        let accounts = as_account(&api, &clock, &random);
+        let leadership = Leadership::new(config, self.advertise);
+        let manager = client(CONTROLLER_MANAGER, named("system:kube-controller-manager", &[]));
+        let accounts = as_account(&self.api, &self.clock, &self.random);
         let controllers = managers::controllers(manager, accounts, Arc::new(settings.clone()), leadership.clone());
         let node = match &config.agent {
             Some(agent) => {
                 let name = format!("system:node:{}", agent.node_name);
                 let folder = Paths::new(&config.data_dir).agent();
-                let client = client_as(&api, "kubelet", named(&name, &["system:nodes"]), &clock, &random);
-                let trust = Trust { authority: root_ca.clone(), serving: certificates.kubelet_serving.clone() };
-                node::components(agent, folder, &cluster, &client, &clock, trust, &["kube-apiserver"])?
+                let client = client("kubelet", named(&name, &["system:nodes"]));
+                let trust = Trust { authority: root_ca.clone(), serving: self.certificates.kubelet_serving.clone() };
+                node::components(agent, folder, &cluster, &client, &self.clock, trust, &["kube-apiserver"])?
             }
             None => Vec::new(),
         };
-        let scheduler = client_as(&api, "kube-scheduler", named("system:kube-scheduler", &[]), &clock, &random);
-        let scheduler = managers::scheduler(scheduler_config, scheduler, &clock, &random, leadership);
+        let scheduler = client("kube-scheduler", named("system:kube-scheduler", &[]));
+        let scheduler = managers::scheduler(self.scheduler.clone(), scheduler, &self.clock, &self.random, leadership);
         let folder = manifests::Settings {
             folder: Paths::new(&config.data_dir).manifests(),
             disable: config.disable.iter().cloned().collect(),
             server: address::host_name(),
         };
-        let addons = manifests::manifests(
-            folder,
-            client_as(&api, "rkube-addons", named("system:rkube-addons", &[MASTERS]), &clock, &random),
-        );
+        let addons = manifests::manifests(folder, client("rkube-addons", named("system:rkube-addons", &[MASTERS])));
         let own_node = config.agent.as_ref().map(|agent| agent.node_name.clone());
-        let role = own_node.map(|name| {
-            role::keep(
-                client_as(&api, "rkube-node-role", named("system:rkube-node-role", &[MASTERS]), &clock, &random),
-                name,
-            )
-        });
+        let role = own_node
+            .map(|name| role::keep(client("rkube-node-role", named("system:rkube-node-role", &[MASTERS])), name));
         // The API server's own work, before and beside the roles it seeds.
-        let seeder = client_as(&api, "kube-apiserver", named("system:apiserver", &[MASTERS]), &clock, &random);
+        let seeder = client("kube-apiserver", named("system:apiserver", &[MASTERS]));
         let seed = seed::Seed {
-            server: format!("https://{}", SocketAddr::new(advertise, config.https_listen_port)),
+            server: format!("https://{}", SocketAddr::new(self.advertise, config.https_listen_port)),
             authority: root_ca.clone(),
             facts: cluster.clone(),
+            is_shared: config.datastore != Datastore::Embedded,
         };
-        drop(join_token);
+        let certificates = Arc::clone(&self.certificates).component(self.clock.clone());
+        let Self { lock, storage, registry, api, listener, stop, .. } = self;
         let server = component("kube-apiserver", &[], move |ready, shutdown| async move {
             seed::run(&seeder, &seed).await?;
             kubernetes_service::seed(&seeder, &api_server).await?;
@@ -357,7 +354,7 @@ impl ControlPlane {
             drop(lock);
             Ok(closed?)
         });
-        let mut all = vec![certificates.component(clock), server, controllers, scheduler, addons];
+        let mut all = vec![certificates, server, controllers, scheduler, addons];
         all.extend(role);
         all.extend(node);
         Ok(all)
@@ -431,10 +428,11 @@ fn lock(data_dir: &Path, paths: &Paths) -> Result<File, OpenError> {
 }
 
 /// The token others join with: given, kept from an earlier start, or made now.
-fn join_token(config: &ServerConfig, paths: &Paths, authority: &str) -> Result<JoinToken, PkiError> {
+fn join_token(config: &ServerConfig, paths: &Paths, authority: &str) -> Result<JoinToken, OpenError> {
     let ca_hash = authority::certificates(authority, "cluster CA")?.first().map(|der| join_token::ca_hash(der));
     let given = config.agent_token.as_ref().or(config.token.as_ref()).map(|token| token.reveal().to_owned());
     let credential = match (given, files::read(&paths.token())?) {
+        (None, Some(text)) if text.trim().is_empty() => return Err(OpenError::EmptyToken { path: paths.token() }),
         (Some(text), _) | (None, Some(text)) => match JoinToken::parse(&text)?.credential {
             Credential::Shared { secret, .. } => Credential::Shared { user: "node".to_owned(), secret },
             bootstrap => bootstrap,

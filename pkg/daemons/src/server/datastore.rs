@@ -1,5 +1,6 @@
 //! Opens the datastore the configuration names.
 
+use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,7 +19,13 @@ pub(crate) enum DatastoreError {
         #[source]
         source: StorageError,
     },
-    #[error("connecting to etcd at {endpoints}")]
+    #[error("the datastore in {folder} is damaged: restore the folder from a backup; nothing in it was changed")]
+    Damaged {
+        folder: PathBuf,
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    #[error("etcd at {endpoints} cannot be used: start it, or correct --datastore-endpoint and its certificates")]
     Etcd {
         endpoints: String,
         #[source]
@@ -48,7 +55,13 @@ pub(crate) async fn open(
     match datastore {
         Datastore::Embedded => {
             let store = EmbeddedStorage::open(folder, EmbeddedOptions::default()).await;
-            Ok(Arc::new(store.map_err(|source| DatastoreError::Embedded { folder: folder.to_owned(), source })?))
+            let failed = |source| match source {
+                StorageError::Corrupt { .. } => {
+                    DatastoreError::Damaged { folder: folder.to_owned(), source: Box::new(source) }
+                }
+                source => DatastoreError::Embedded { folder: folder.to_owned(), source },
+            };
+            Ok(Arc::new(store.map_err(failed)?))
         }
         Datastore::Etcd { endpoints, ca_file, cert_file, key_file } => {
             let identity = match (read(cert_file)?, read(key_file)?) {
@@ -57,11 +70,19 @@ pub(crate) async fn open(
             };
             let options =
                 EtcdOptions { endpoints: endpoints.clone(), ca: read(ca_file)?, identity, clock: clock.clone() };
-            let store = EtcdStorage::connect(options).await;
-            let endpoints = endpoints.join(",");
-            Ok(Arc::new(store.map_err(|source| DatastoreError::Etcd { endpoints, source })?))
+            let failed = |source| DatastoreError::Etcd { endpoints: endpoints.join(","), source };
+            let store = EtcdStorage::connect(options).await.map_err(failed)?;
+            // The connection is made by the first question.
+            store.current_revision().await.map_err(failed)?;
+            Ok(Arc::new(store))
         }
     }
+}
+
+/// Whether what is stored is at fault, rather than the way to it.
+pub(crate) fn is_damage(error: &(dyn Error + 'static)) -> bool {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    causes.filter_map(|cause| cause.downcast_ref()).any(|cause| matches!(cause, StorageError::Corrupt { .. }))
 }
 
 fn read(path: &Option<PathBuf>) -> Result<Option<Vec<u8>>, DatastoreError> {

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use rkube_apimachinery::arguments::ArgumentError;
 use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::random::SharedRandom;
 use rkube_client::leader::{LeaderConfig, LeaderElector};
@@ -127,9 +128,12 @@ fn enabled_controllers(disable: &[String]) -> BTreeSet<String> {
     off.into_iter().chain(on).map(str::to_owned).collect()
 }
 
-pub(super) fn controller_config(config: &ServerConfig, authority: &CertificateAuthority) -> ControllerConfig {
+pub(super) fn controller_config(
+    config: &ServerConfig,
+    authority: &CertificateAuthority,
+) -> Result<ControllerConfig, ArgumentError> {
     let network = |cidr: &Cidr| cidr.to_string().parse().ok();
-    ControllerConfig {
+    let mut settings = ControllerConfig {
         controllers: enabled_controllers(&config.disable),
         cluster_cidrs: network(&config.cluster_cidr).into_iter().collect(),
         service_cidrs: network(&config.service_cidr).into_iter().collect(),
@@ -137,7 +141,9 @@ pub(super) fn controller_config(config: &ServerConfig, authority: &CertificateAu
         root_ca: authority.certificate_pem().to_owned(),
         signing_authority: Some(authority.clone()).filter(CertificateAuthority::can_sign),
         ..ControllerConfig::default()
-    }
+    };
+    settings.apply(&config.controller_args)?;
+    Ok(settings)
 }
 
 pub(super) fn controller_context(

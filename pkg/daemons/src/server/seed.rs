@@ -10,7 +10,7 @@ use rkube_api::k8s::scheduling::v1::PriorityClass;
 use rkube_apiserver::rbac::{bootstrap, rule};
 use rkube_client::Client;
 use rkube_client::transport::ClientError;
-use rkube_pki::kubeconfig;
+use rkube_pki::{authority, kubeconfig};
 use serde_json::json;
 
 use crate::node::ClusterFacts;
@@ -22,22 +22,37 @@ pub(crate) struct Seed {
     /// PEM of the cluster's authority.
     pub(crate) authority: String,
     pub(crate) facts: ClusterFacts,
+    /// Whether other servers may use the datastore.
+    pub(crate) is_shared: bool,
 }
 
 const RBAC: &str = "rbac.authorization.k8s.io";
+/// The ConfigMap that strangers know the cluster by.
+const INFO: &str = "cluster-info";
+const INFO_NAMESPACE: &str = "kube-public";
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
 #[derive(Debug, thiserror::Error)]
-#[error("preparing {kind} {name}")]
-pub(crate) struct SeedError {
-    kind: &'static str,
-    name: String,
-    #[source]
-    source: ClientError,
+pub(crate) enum SeedError {
+    #[error("preparing {kind} {name}")]
+    Prepare {
+        kind: &'static str,
+        name: String,
+        #[source]
+        source: ClientError,
+    },
+    #[error(
+        "the datastore holds a cluster with another authority: copy server/tls from one of its servers into this one's \
+         --data-dir, or name another datastore with --datastore-endpoint"
+    )]
+    AnotherCluster,
 }
 
 /// Makes everything, namespaces first.
 pub(crate) async fn run(client: &Client, seed: &Seed) -> Result<(), SeedError> {
+    if seed.is_shared {
+        is_same_cluster(client, seed).await?;
+    }
     for name in NAMESPACES {
         ensure::<Namespace>(client, &typed(json!({ "metadata": { "name": name } })), |_, _| false).await?;
     }
@@ -70,6 +85,23 @@ pub(crate) async fn run(client: &Client, seed: &Seed) -> Result<(), SeedError> {
         ensure::<PriorityClass>(client, &typed(class), |_, _| false).await?;
     }
     joining(client, seed).await
+}
+
+/// A server with other authorities would lock out the workers and the tokens of the cluster it came to: it changes
+/// nothing. While an authority is being replaced, old and new are both in `ca.crt`, and one in common is enough.
+async fn is_same_cluster(client: &Client, seed: &Seed) -> Result<(), SeedError> {
+    let found = match client.namespaced::<ConfigMap>(INFO_NAMESPACE).get(INFO).await {
+        Ok(found) => found,
+        Err(error) if error.is_not_found() => return Ok(()),
+        Err(source) => return Err(SeedError::Prepare { kind: ConfigMap::KIND, name: INFO.to_owned(), source }),
+    };
+    let known = found.data.as_ref().and_then(|data| data.get("ca.crt")).map(String::as_str).unwrap_or_default();
+    let read = |pem: &str| authority::certificates(pem, "cluster CA").unwrap_or_default();
+    let (known, own) = (read(known), read(&seed.authority));
+    if known.is_empty() || known.iter().any(|certificate| own.contains(certificate)) {
+        return Ok(());
+    }
+    Err(SeedError::AnotherCluster)
 }
 
 /// What workers join by: who may ask for a node's certificate, who is given one, and what a stranger may
@@ -105,7 +137,7 @@ async fn joining(client: &Client, seed: &Seed) -> Result<(), SeedError> {
     ] });
     ensure::<ClusterRole>(client, &typed(role), reconcile_cluster_role).await?;
     let info = json!({
-        "metadata": { "name": "cluster-info", "namespace": "kube-public" },
+        "metadata": { "name": INFO, "namespace": INFO_NAMESPACE },
         "data": {
             "ca.crt": seed.authority, "kubeconfig": kubeconfig::cluster_info(&seed.server, &seed.authority), "cluster-dns": seed.facts.dns.to_string(),
             "cluster-domain": seed.facts.domain, "cluster-cidr": seed.facts.pods,
@@ -153,7 +185,7 @@ async fn ensure<K: Kind>(client: &Client, wanted: &K, reconcile: fn(&mut K, &K) 
         },
         Err(error) => Err(error),
     };
-    outcome.map(|_| ()).map_err(|source| SeedError { kind: K::KIND, name, source })
+    outcome.map(|_| ()).map_err(|source| SeedError::Prepare { kind: K::KIND, name, source })
 }
 
 /// Adds the rules that are not covered. Rules an administrator added stay.

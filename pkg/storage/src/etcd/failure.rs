@@ -1,6 +1,7 @@
 //! What etcd's and the transport's errors mean: whether to ask again, and whether a write may have happened.
 
 use std::error::Error as _;
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 
@@ -83,8 +84,8 @@ impl Failure {
     pub(super) fn of_write(self, size: usize) -> StorageError {
         match self {
             Self::TooLarge => StorageError::TooLarge { what: "value", size, limit: MAX_VALUE_BYTES },
-            Self::NoSpace(error) => StorageError::Full(Some(Arc::new(error))),
-            Self::Lost(error) => StorageError::Unknown(Arc::new(error)),
+            Self::NoSpace(error) => StorageError::Full(Some(Arc::new(Said(error)))),
+            Self::Lost(error) => StorageError::Unknown(Arc::new(Said(error))),
             Self::TimedOut => StorageError::Unknown(Arc::new(timed_out())),
             other => other.of_read(),
         }
@@ -92,8 +93,29 @@ impl Failure {
 }
 
 pub(super) fn unavailable(error: etcd_client::Error) -> StorageError {
-    StorageError::Unavailable(Arc::new(error))
+    StorageError::Unavailable(Arc::new(Said(error)))
 }
+
+/// What etcd's client reports, for a person: the message and the innermost cause, without its own workings.
+#[derive(Debug)]
+struct Said(etcd_client::Error);
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let etcd_client::Error::GRpcStatus(status) = &self.0 else { return self.0.fmt(f) };
+        f.write_str(status.message())?;
+        let mut innermost = status.source();
+        while let Some(cause) = innermost.and_then(std::error::Error::source) {
+            innermost = Some(cause);
+        }
+        match innermost.map(ToString::to_string) {
+            Some(cause) if !status.message().contains(&cause) => write!(f, ": {cause}"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Said {}
 
 fn timed_out() -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, "etcd did not answer in time")

@@ -41,6 +41,7 @@ fn config(folder: &Path) -> ServerConfig {
         write_kubeconfig: folder.join("admin.yaml"),
         write_kubeconfig_mode: 0o600,
         datastore: Datastore::Embedded,
+        controller_args: Vec::new(),
         disable: Vec::new(),
         scheduler_config: None,
         agent: None,

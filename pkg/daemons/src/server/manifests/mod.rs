@@ -43,8 +43,6 @@ const FIELD_MANAGER: &str = "rkube-addon";
 const EVENT_SOURCE: &str = "rkube-addon";
 const RETRY_FIRST: Duration = Duration::from_secs(2);
 const RETRY_MAX: Duration = Duration::from_secs(120);
-/// Several files are often written together: the next pass takes all of them.
-const SETTLE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, thiserror::Error)]
 enum DeployError {
@@ -138,7 +136,6 @@ impl Deployer {
                         () = self.client.clock().sleep(retry) => {}
                     }
                 }
-                self.client.clock().sleep(SETTLE).await;
             };
             // The watches come first: what changes during the pass is seen after it.
             tokio::select! {
@@ -201,6 +198,10 @@ impl Deployer {
 
     async fn deploy(&self, old: &Record, file: &File) -> Result<(), DeployError> {
         let (bytes, checksum) = file.read()?;
+        // Somebody is about to write it, or a crash took what was written. To take an addon away, its file goes.
+        if bytes.is_empty() {
+            return Ok(());
+        }
         if old.checksum == checksum && old.server == self.settings.server {
             return Ok(());
         }
