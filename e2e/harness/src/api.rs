@@ -12,7 +12,8 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::StreamExt;
 use http::{HeaderValue, Uri};
 use rkube_api::StoredObject;
-use rkube_apimachinery::clock::SystemClock;
+use rkube_apimachinery::backoff::Backoff;
+use rkube_apimachinery::clock::{Clock, SystemClock};
 use rkube_apimachinery::random::SystemRandom;
 use rkube_client::transport::WatchEvent;
 use rkube_client::{Client, DynamicApi, ListParams};
@@ -24,8 +25,9 @@ use rkube_pki::{CertifiedKey, authority};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// A watch that ended early, or a server that is away, is tried again after this long.
-const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// What failed and announces itself by no event is tried again after pauses that grow.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_millis(500);
 const WATCH_SECONDS: u32 = 600;
 
 #[derive(Deserialize)]
@@ -93,12 +95,13 @@ pub(crate) async fn wait<T>(
     mut check: impl FnMut(&Objects) -> Result<T, String>,
 ) -> Result<T> {
     let mut missing = "the API did not answer".to_owned();
+    let mut pauses = Pauses::new();
     let following = async {
         loop {
             if let Err(error) = follow(api, params, &mut check, &mut missing).await? {
                 missing = format!("{missing}; then {error}");
             }
-            tokio::time::sleep(RETRY_PAUSE).await;
+            pauses.pass().await;
         }
     };
     // `follow` breaks out with the result through its error side, so that `?` reads as "go on".
@@ -106,7 +109,49 @@ pub(crate) async fn wait<T>(
     match outcome {
         Ok(Err(Found(found))) => Ok(found),
         Ok(Ok(never)) => match never {},
-        Err(_) => Err(anyhow!("{what}: not within {} s; last seen: {missing}", limit.as_secs())),
+        Err(_) => Err(late(what, limit, &missing)),
+    }
+}
+
+/// Tries until there is a result. For what no event announces: that packets get through, that a file has changed.
+/// The error of an attempt is what is still missing.
+pub(crate) async fn retry<T>(
+    limit: Duration,
+    what: &str,
+    mut attempt: impl AsyncFnMut() -> Result<T, String>,
+) -> Result<T> {
+    let mut missing = "no attempt has ended".to_owned();
+    let mut pauses = Pauses::new();
+    let trying = async {
+        loop {
+            match attempt().await {
+                Ok(found) => return found,
+                Err(why) => missing = why,
+            }
+            pauses.pass().await;
+        }
+    };
+    let outcome = tokio::time::timeout(limit, trying).await;
+    outcome.map_err(|_| late(what, limit, &missing))
+}
+
+fn late(what: &str, limit: Duration, missing: &str) -> anyhow::Error {
+    anyhow!("{what}: not within {} s; last seen: {missing}", limit.as_secs())
+}
+
+/// What lies between attempts.
+struct Pauses {
+    backoff: Backoff,
+    clock: SystemClock,
+}
+
+impl Pauses {
+    fn new() -> Self {
+        Self { backoff: Backoff::doubling(RETRY_FIRST, RETRY_MAX), clock: SystemClock::new() }
+    }
+
+    async fn pass(&mut self) {
+        self.clock.sleep(self.backoff.step(&SystemRandom)).await;
     }
 }
 

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-/// The kernel frees a group a moment after its last process has ended, and tells nobody.
-const REMOVE_TRIES: u32 = 100;
-const REMOVE_PAUSE: Duration = Duration::from_millis(50);
+use crate::process::Exit;
+
+/// What was killed is gone in this time, or the kernel is stuck.
+const EMPTY_TIMEOUT: Duration = Duration::from_secs(60);
 
 struct Hierarchy {
     mount: PathBuf,
@@ -43,22 +44,36 @@ pub(crate) fn make(group: &str, node: &str) -> Result<String> {
     Ok(format!("/{group}/{node}"))
 }
 
-/// Removes the groups of a cluster. Its processes must have ended.
+/// Removes the groups of a cluster. Its processes were killed; those still on their way out are waited for.
 pub(crate) async fn remove(group: &str) -> Result<()> {
     for hierarchy in hierarchies()? {
         let folder = hierarchy.mount.join(group);
-        let mut tries = 0;
-        loop {
-            match remove_tree(&folder) {
-                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && tries < REMOVE_TRIES => {
-                    tries += 1;
-                    tokio::time::sleep(REMOVE_PAUSE).await;
-                }
-                outcome => break outcome.with_context(|| format!("removing cgroup {}", folder.display()))?,
+        let emptying = async {
+            for pid in processes(&folder)? {
+                Exit::of(pid)?.wait().await?;
             }
-        }
+            Ok::<_, anyhow::Error>(())
+        };
+        let emptied = tokio::time::timeout(EMPTY_TIMEOUT, emptying).await;
+        emptied.with_context(|| format!("waiting for the processes in cgroup {}", folder.display()))??;
+        remove_tree(&folder).with_context(|| format!("removing cgroup {}", folder.display()))?;
     }
     Ok(())
+}
+
+/// Every process in a group and the groups below it.
+fn processes(folder: &Path) -> Result<Vec<i32>> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+        found.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+        let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+        folders.extend(
+            entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()),
+        );
+    }
+    Ok(found)
 }
 
 /// Files of a cgroup are not files: only its folders are removed, from the leaves up.

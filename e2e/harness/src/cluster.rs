@@ -43,7 +43,8 @@ impl Cluster {
         match Spec::load(&spec.folder)? {
             Some(old) => {
                 spec.slot = old.slot;
-                if (&old.datastore, old.servers) != (&spec.datastore, spec.servers) || old.nodes > spec.nodes {
+                let settings = |spec: &Spec| (spec.datastore, spec.servers, spec.arguments.clone());
+                if settings(&old) != settings(&spec) || old.nodes > spec.nodes {
                     bail!(
                         "{} holds a cluster with other settings; take it down first, or choose another --dir",
                         spec.folder.display()

@@ -3,6 +3,7 @@
 //! Exit codes: 0 when done, 1 after a failure, 2 for wrong arguments.
 
 mod api;
+mod bench;
 mod cgroups;
 mod cluster;
 mod course;
@@ -20,12 +21,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use cluster::{Cluster, Options};
-use course::Step;
+use course::{STEPS, Step};
 use node::Node;
-use runner::{Settings, Shape};
-use scenarios::Scenario;
+use runner::{Plan, Settings, Shape};
+use scenarios::{SCENARIOS, Scenario};
 use spec::{Datastore, Spec};
 
 #[derive(Parser)]
@@ -52,6 +54,8 @@ enum Command {
         /// Folder of image archives (docker save) that every node gets
         #[arg(long)]
         images: Option<PathBuf>,
+        #[command(flatten)]
+        arguments: spec::Arguments,
         /// The rkube program
         #[arg(long, env = "RKUBE_BINARY")]
         binary: PathBuf,
@@ -69,20 +73,28 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
+    /// Runs the whole course and every scenario
+    All {
+        #[command(flatten)]
+        clusters: Clusters,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Runs scenarios of faults, each on a cluster of its own
     Scenarios {
         /// Scenarios to run; all if none are named
+        #[arg(value_parser = names(&SCENARIOS.iter().map(|scenario| scenario.name).collect::<Vec<_>>()))]
         names: Vec<String>,
         #[command(flatten)]
         common: Common,
     },
     /// Runs the course on new clusters
     Course {
-        /// Steps to run; the default ones if none are named, every one for `all`
+        /// Steps to run; all if none are named
+        #[arg(value_parser = names(&STEPS.iter().map(|step| step.name).collect::<Vec<_>>()))]
         steps: Vec<String>,
-        /// A cluster to run them on, as NODES:DATASTORE; may be given several times
-        #[arg(long, default_value = "1:embedded")]
-        cluster: Vec<Shape>,
+        #[command(flatten)]
+        clusters: Clusters,
         #[command(flatten)]
         common: Common,
     },
@@ -115,6 +127,16 @@ struct Common {
     /// Leave a cluster that something failed on
     #[arg(long)]
     keep: bool,
+    /// How often to run it, whatever fails
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    repeat: usize,
+}
+
+#[derive(Args)]
+struct Clusters {
+    /// A cluster to run the course on, as NODES:DATASTORE; may be repeated
+    #[arg(long = "cluster", default_values = ["1:embedded", "2:etcd"], value_name = "NODES:DATASTORE")]
+    shapes: Vec<Shape>,
 }
 
 impl Common {
@@ -125,7 +147,13 @@ impl Common {
             binary: self.binary.canonicalize().context("RKUBE_BINARY")?,
             images: self.images.canonicalize().context("--images")?,
             keep: self.keep,
+            repeat: self.repeat,
         })
+    }
+
+    /// Runs what was chosen; the exit code says whether all of it went well.
+    async fn run(&self, plan: &Plan<'_>) -> Result<ExitCode> {
+        Ok(if runner::run(&self.settings()?, plan).await? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
 
@@ -158,6 +186,11 @@ impl Fault {
     }
 }
 
+/// One of these, so that a wrong name is answered with the right ones.
+fn names(known: &[&'static str]) -> PossibleValuesParser {
+    known.into()
+}
+
 #[allow(clippy::print_stderr, reason = "the last word of a command that failed")]
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
@@ -178,8 +211,8 @@ async fn run(command: Command) -> Result<ExitCode> {
         anyhow::bail!("a node needs root; run it with sudo");
     }
     match command {
-        Command::Up { nodes, dir, datastore, servers, images, binary } => {
-            let spec = Spec::new(&dir, nodes, servers, datastore)?;
+        Command::Up { nodes, dir, datastore, servers, images, arguments, binary } => {
+            let spec = Spec { arguments, ..Spec::new(&dir, nodes, servers, datastore)? };
             let images = images.map(|images| images.canonicalize().context("--images")).transpose()?;
             let options =
                 Options { binary: &binary.canonicalize().context("RKUBE_BINARY")?, images: images.as_deref() };
@@ -191,20 +224,20 @@ async fn run(command: Command) -> Result<ExitCode> {
             let code = Cluster::open(&dir)?.named(&node)?.attach(&command).await?;
             return Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from));
         }
-        Command::Scenarios { names, common } => {
-            let chosen = |scenario: &Scenario| names.is_empty() || names.iter().any(|name| name == scenario.name);
-            if !runner::scenarios(&common.settings()?, chosen).await? {
-                return Ok(ExitCode::FAILURE);
-            }
+        Command::All { clusters, common } => {
+            let plan =
+                Plan { shapes: &clusters.shapes, steps: STEPS.iter().collect(), scenarios: SCENARIOS.iter().collect() };
+            return common.run(&plan).await;
         }
-        Command::Course { steps, cluster, common } => {
-            let chosen = |step: &Step| match steps.as_slice() {
-                [] => step.is_default,
-                names => names.iter().any(|name| name == step.name || name == "all"),
-            };
-            if !runner::course(&common.settings()?, &cluster, chosen).await? {
-                return Ok(ExitCode::FAILURE);
-            }
+        Command::Scenarios { names, common } => {
+            let is_chosen = |scenario: &&Scenario| names.is_empty() || names.iter().any(|name| name == scenario.name);
+            let scenarios = SCENARIOS.iter().filter(is_chosen).collect();
+            return common.run(&Plan { shapes: &[], steps: Vec::new(), scenarios }).await;
+        }
+        Command::Course { steps, clusters, common } => {
+            let is_chosen = |step: &&Step| steps.is_empty() || steps.iter().any(|name| name == step.name);
+            let steps = STEPS.iter().filter(is_chosen).collect();
+            return common.run(&Plan { shapes: &clusters.shapes, steps, scenarios: Vec::new() }).await;
         }
         Command::Fault { dir, node, fault } => {
             let cluster = Cluster::open(&dir)?;

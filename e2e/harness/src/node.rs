@@ -220,7 +220,12 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
         flag("cni-conf-dir", path(folder.join("cni/conf")));
         flag("cgroup-root", group);
         flag("resolv-conf", path(resolv_conf));
-        command.insert(1, if self.is_server() { "server" } else { "agent" }.to_owned());
+        let (role, more) = match self.is_server() {
+            true => ("server", &self.spec.arguments.server),
+            false => ("agent", &self.spec.arguments.agent),
+        };
+        command.insert(1, role.to_owned());
+        command.extend(more.iter().cloned());
         Ok(command)
     }
 

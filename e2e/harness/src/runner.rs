@@ -1,10 +1,11 @@
-//! Runs what was chosen and reports: one line per scenario, for a failure what a person would look at first.
+//! Runs what was chosen and reports: one line per step and scenario, for a failure what a person would look at first.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
@@ -13,8 +14,8 @@ use rkube_apimachinery::clock::{Clock, SystemClock};
 use tokio::process::Command;
 
 use crate::cluster::{self, Cluster, Options};
-use crate::course::{STEPS, Step};
-use crate::scenarios::{SCENARIOS, Scenario};
+use crate::course::Step;
+use crate::scenarios::Scenario;
 use crate::spec::{Datastore, Spec};
 use crate::world::World;
 
@@ -29,6 +30,7 @@ pub(crate) struct Settings {
     pub(crate) images: PathBuf,
     /// Leave the clusters of what failed, to look at.
     pub(crate) keep: bool,
+    pub(crate) repeat: usize,
 }
 
 /// A kind of cluster that scenarios run on.
@@ -67,98 +69,136 @@ struct Outcome {
     failure: Option<String>,
 }
 
-/// Runs the course on each shape. Returns whether all went well.
 #[allow(clippy::print_stdout, reason = "the report is what a run is for")]
-pub(crate) async fn course(settings: &Settings, shapes: &[Shape], chosen: impl Fn(&Step) -> bool) -> Result<bool> {
-    let clock = SystemClock::new();
-    let mut outcomes = Vec::new();
-    for shape in shapes {
-        println!("-- course on {}", shape.name());
-        let steps: Vec<&Step> = STEPS.iter().filter(|step| chosen(step)).collect();
-        outcomes.extend(on_cluster(settings, shape, &steps, &clock).await?);
+impl Outcome {
+    fn failed(&self) -> Option<&str> {
+        self.failure.is_some().then_some(self.name.as_str())
     }
-    summary(&outcomes)
+
+    /// One line at once.
+    fn tell(&self, name: &str, about: &str) {
+        let word = if self.failure.is_some() { "FAILED" } else { "ok" };
+        println!("   {:5.1} s  {word:6}  {name}: {about}", self.seconds);
+    }
+
+    /// What a person would look at, when everything else is done.
+    fn tell_failure(&self) {
+        if let Some(failure) = &self.failure {
+            println!("\n== {} after {:.1} s ==\n{failure}", self.name, self.seconds);
+        }
+    }
 }
 
-/// Runs scenarios, each on a cluster of its own. Returns whether all went well.
+/// What is to be run: the steps of the course on each kind of cluster, then the scenarios.
+pub(crate) struct Plan<'a> {
+    pub(crate) shapes: &'a [Shape],
+    pub(crate) steps: Vec<&'static Step>,
+    pub(crate) scenarios: Vec<&'static Scenario>,
+}
+
+/// Runs it as often as asked. Returns whether all went well.
 #[allow(clippy::print_stdout, reason = "the report is what a run is for")]
-pub(crate) async fn scenarios(settings: &Settings, chosen: impl Fn(&Scenario) -> bool) -> Result<bool> {
+pub(crate) async fn run(settings: &Settings, plan: &Plan<'_>) -> Result<bool> {
     let clock = SystemClock::new();
     let mut outcomes = Vec::new();
-    for scenario in SCENARIOS.iter().filter(|scenario| chosen(scenario)) {
-        let folder = settings.folder.join(scenario.name);
-        cluster::down(&folder).await?;
-        let shape = &scenario.shape;
-        let spec = Spec::new(&folder, shape.nodes, shape.servers, shape.datastore)?;
-        let images = choose_images(settings, scenario.name, &["busybox"])?;
-        let mut cluster = Cluster::up(spec, &Options { binary: &settings.binary, images: Some(&images) }).await?;
+    for round in 1..=settings.repeat {
         let began = clock.monotonic();
-        let failure = match (scenario.run)(&mut cluster).await {
+        let before = outcomes.len();
+        for shape in plan.shapes {
+            println!("-- course on {}", shape.name());
+            outcomes.extend(course(settings, shape, &plan.steps, &clock).await?);
+        }
+        for scenario in &plan.scenarios {
+            outcomes.push(run_scenario(settings, scenario, &clock).await?);
+        }
+        let failed: Vec<&str> = outcomes.iter().skip(before).filter_map(Outcome::failed).collect();
+        let seconds = (clock.monotonic() - began).as_secs_f64();
+        let passed = outcomes.len() - before - failed.len();
+        println!(
+            "\n== round {round} of {}: {passed} passed, {} failed, {seconds:.0} s ==",
+            settings.repeat,
+            failed.len()
+        );
+        for name in failed {
+            println!("   FAILED {name}");
+        }
+    }
+    ensure!(!outcomes.is_empty(), "nothing was chosen");
+    Ok(outcomes.iter().all(|outcome| outcome.failed().is_none()))
+}
+
+/// Runs one scenario on a cluster of its own.
+async fn run_scenario(settings: &Settings, scenario: &Scenario, clock: &SystemClock) -> Result<Outcome> {
+    let folder = settings.folder.join(scenario.name);
+    cluster::down(&folder).await?;
+    let shape = &scenario.shape;
+    let mut spec = Spec::new(&folder, shape.nodes, shape.servers, shape.datastore)?;
+    spec.arguments.server = scenario.server_arguments.iter().map(|&argument| argument.to_owned()).collect();
+    let images = choose_images(settings, scenario.name, &["busybox"])?;
+    let began = clock.monotonic();
+    let failure = match Cluster::up(spec, &Options { binary: &settings.binary, images: Some(&images) }).await {
+        Ok(mut cluster) => match (scenario.run)(&mut cluster).await {
             Ok(()) => None,
             Err(error) => Some(report(&cluster, "default", &error).await),
-        };
-        let seconds = (clock.monotonic() - began).as_secs_f64();
-        let word = if failure.is_some() { "FAILED" } else { "ok" };
-        println!("   {seconds:5.1} s  {word:6}  {}: {}", scenario.name, scenario.about);
-        if let Some(failure) = &failure {
-            println!("\n== {} after {seconds:.1} s ==\n{failure}", scenario.name);
-        }
-        if failure.is_none() || !settings.keep {
-            cluster::down(&folder).await?;
-        }
-        outcomes.push(Outcome { name: scenario.name.to_owned(), seconds, failure });
+        },
+        Err(error) => Some(format!("{error:#}\n")),
+    };
+    let outcome = Outcome { name: scenario.name.to_owned(), seconds: since(clock, began), failure };
+    outcome.tell(scenario.name, scenario.about);
+    outcome.tell_failure();
+    if outcome.failure.is_none() || !settings.keep {
+        cluster::down(&folder).await?;
     }
-    summary(&outcomes)
+    Ok(outcome)
 }
 
+/// Runs steps of the course on a new cluster: those that may share it first, then one after the other those that
+/// change it.
 #[allow(clippy::print_stdout, reason = "the report is what a run is for")]
-fn summary(outcomes: &[Outcome]) -> Result<bool> {
-    let failed = outcomes.iter().filter(|outcome| outcome.failure.is_some()).count();
-    let passed = outcomes.len() - failed;
-    println!("\n{passed} passed, {failed} failed");
-    ensure!(!outcomes.is_empty(), "nothing was chosen");
-    Ok(failed == 0)
-}
-
-#[allow(clippy::print_stdout, reason = "the report is what a run is for")]
-async fn on_cluster(settings: &Settings, shape: &Shape, steps: &[&Step], clock: &SystemClock) -> Result<Vec<Outcome>> {
+async fn course(settings: &Settings, shape: &Shape, steps: &[&Step], clock: &SystemClock) -> Result<Vec<Outcome>> {
     let folder = settings.folder.join(shape.name());
     cluster::down(&folder).await?;
     let spec = Spec::new(&folder, shape.nodes, shape.servers, shape.datastore)?;
     let names: BTreeSet<&str> = steps.iter().flat_map(|step| step.images).copied().collect();
     let images = choose_images(settings, &shape.name(), &names.into_iter().collect::<Vec<_>>())?;
     let began = clock.monotonic();
-    let cluster = Cluster::up(spec, &Options { binary: &settings.binary, images: Some(&images) }).await?;
-    println!("   {:5.1} s  cluster up", (clock.monotonic() - began).as_secs_f64());
-    let outcomes: Vec<Outcome> = stream::iter(steps)
-        .map(async |step| {
-            let began = clock.monotonic();
-            let outcome = run_step(&cluster, step).await;
-            let failure = match outcome {
-                Ok(()) => None,
-                Err(error) => Some(report(&cluster, &namespace_of(step), &error).await),
-            };
-            let seconds = (clock.monotonic() - began).as_secs_f64();
-            let word = if failure.is_some() { "FAILED" } else { "ok" };
-            println!("   {seconds:5.1} s  {word:6}  {}: {}", step.name, step.about);
-            Outcome { name: format!("{}/{}", shape.name(), step.name), seconds, failure }
-        })
-        .buffer_unordered(STEPS_AT_ONCE)
-        .collect()
-        .await;
-    let mut is_good = true;
-    for outcome in &outcomes {
-        if let Some(failure) = &outcome.failure {
-            is_good = false;
-            println!("\n== {} after {:.1} s ==\n{failure}", outcome.name, outcome.seconds);
+    let cluster = match Cluster::up(spec, &Options { binary: &settings.binary, images: Some(&images) }).await {
+        Ok(cluster) => cluster,
+        Err(error) => {
+            let name = format!("{}/up", shape.name());
+            let outcome = Outcome { name, seconds: since(clock, began), failure: Some(format!("{error:#}\n")) };
+            outcome.tell_failure();
+            return Ok(vec![outcome]);
         }
+    };
+    println!("   {:5.1} s  cluster up", since(clock, began));
+    let one = async |step: &&Step| {
+        let began = clock.monotonic();
+        let failure = match run_step(&cluster, step).await {
+            Ok(()) => None,
+            Err(error) => Some(report(&cluster, &namespace_of(step), &error).await),
+        };
+        let name = format!("{}/{}", shape.name(), step.name);
+        let outcome = Outcome { name, seconds: since(clock, began), failure };
+        outcome.tell(step.name, step.about);
+        outcome
+    };
+    let (alone, beside): (Vec<&Step>, Vec<&Step>) = steps.iter().partition(|step| step.is_alone);
+    let mut outcomes: Vec<Outcome> = stream::iter(&beside).map(one).buffer_unordered(STEPS_AT_ONCE).collect().await;
+    for step in &alone {
+        outcomes.push(one(step).await);
     }
-    if is_good || !settings.keep {
-        cluster::down(&folder).await?;
-    } else {
+    outcomes.iter().for_each(Outcome::tell_failure);
+    if settings.keep && outcomes.iter().any(|outcome| outcome.failure.is_some()) {
         println!("The cluster is left: KUBECONFIG={}", cluster.spec.kubeconfig().display());
+    } else {
+        cluster::down(&folder).await?;
     }
     Ok(outcomes)
+}
+
+fn since(clock: &SystemClock, began: Duration) -> f64 {
+    (clock.monotonic() - began).as_secs_f64()
 }
 
 /// A folder with the images that are needed: importing is most of what a start takes.

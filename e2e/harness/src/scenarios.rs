@@ -5,21 +5,26 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use futures_util::future::BoxFuture;
+use futures_util::future::LocalBoxFuture;
 use rkube_api::k8s::coordination::v1::Lease;
 use rkube_api::k8s::core::v1::{ConfigMap, Node, Pod};
 use rkube_client::{DeleteOptions, ListParams};
 use serde_json::{Value, json};
 
 use crate::api::{self, condition};
+use crate::bench;
 use crate::cluster::{self, Cluster};
 use crate::fabric;
 use crate::runner::Shape;
 use crate::spec::Datastore;
-use crate::world::{LIMIT, World, ready_pods};
+use crate::world::{LIMIT, World, count};
 
-/// A node that is silent for 40 s is NotReady; the controller looks every 5 s.
-const NOT_READY_LIMIT: Duration = Duration::from_secs(90);
+/// A node says that it lives every 10 s; by default 50 s of silence would be waited for.
+const IMPATIENT: &[&str] = &[
+    "--kube-controller-manager-arg=node-monitor-grace-period=20s",
+    "--kube-controller-manager-arg=node-monitor-period=1s",
+];
+const NOT_READY_LIMIT: Duration = Duration::from_secs(60);
 const KILLS: usize = 5;
 /// Writes between two kills.
 const WRITES: usize = 60;
@@ -28,7 +33,8 @@ pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     pub(crate) about: &'static str,
     pub(crate) shape: Shape,
-    pub(crate) run: for<'a> fn(&'a mut Cluster) -> BoxFuture<'a, Result<()>>,
+    pub(crate) server_arguments: &'static [&'static str],
+    pub(crate) run: for<'a> fn(&'a mut Cluster) -> LocalBoxFuture<'a, Result<()>>,
 }
 
 const fn embedded(nodes: usize) -> Shape {
@@ -40,30 +46,42 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "kill",
         about: "the server killed under load: no acknowledged write is lost, no container restarts",
         shape: embedded(2),
+        server_arguments: &[],
         run: |cluster| Box::pin(kill(cluster)),
     },
     Scenario {
         name: "loss",
-        about: "a node cut off, back, without power and back",
+        about: "a node cut off and back, without power and back; what may not wait moves",
         shape: embedded(2),
+        server_arguments: IMPATIENT,
         run: |cluster| Box::pin(loss(cluster)),
     },
     Scenario {
         name: "join",
         about: "a node joins, leaves and comes back under its name",
         shape: embedded(1),
+        server_arguments: &[],
         run: |cluster| Box::pin(join(cluster)),
     },
     Scenario {
         name: "upgrade",
         about: "the program replaced under running pods",
         shape: embedded(2),
+        server_arguments: &[],
         run: |cluster| Box::pin(upgrade(cluster)),
+    },
+    Scenario {
+        name: "bench",
+        about: "every workload of rkube-bench, small",
+        shape: embedded(1),
+        server_arguments: &[],
+        run: |cluster| Box::pin(bench::workloads(cluster)),
     },
     Scenario {
         name: "leader",
         about: "two servers on etcd; the one that leads is killed",
         shape: Shape { nodes: 3, servers: 2, datastore: Datastore::Etcd },
+        server_arguments: &[],
         run: |cluster| Box::pin(leader(cluster)),
     },
 ];
@@ -97,7 +115,7 @@ spec:
 async fn start(cluster: &Cluster) -> Result<World<'_>> {
     let world = World::new(cluster, "default")?;
     world.apply(WEB).await?;
-    world.wait::<Pod, _>("a pod on every node", "app=web", ready_pods(cluster.spec.nodes)).await?;
+    world.pods("app=web", cluster.spec.nodes).await?;
     Ok(world)
 }
 
@@ -176,17 +194,50 @@ async fn kill(cluster: &mut Cluster) -> Result<()> {
     Ok(())
 }
 
+/// A pod that begins on node2, and does not stay on a node that is silent.
+const HASTY: &str = r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: hasty}
+spec:
+  selector: {matchLabels: {app: hasty}}
+  template:
+    metadata: {labels: {app: hasty}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      affinity:
+        nodeAffinity:
+          preferredDuringSchedulingIgnoredDuringExecution:
+          - weight: 100
+            preference: {matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [node2]}]}
+      tolerations:
+      - {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 2}
+      - {key: node.kubernetes.io/not-ready, operator: Exists, effect: NoExecute, tolerationSeconds: 2}
+      containers:
+      - {name: app, image: "busybox:1.35", command: [sleep, "3600"]}
+"#;
+
 async fn loss(cluster: &mut Cluster) -> Result<()> {
     let cluster = &*cluster;
     let world = start(cluster).await?;
     let before = containers(&world).await?;
     let url = format!("http://{}:{}/", cluster.spec.node_address(1), world.node_port("web").await?);
+    world.apply(HASTY).await?;
+    world.pods("app=hasty", 1).await?;
 
     fabric::set_link(&cluster.spec, 2, false).await?;
     node_is(cluster, "node2", "Unknown", NOT_READY_LIMIT).await?;
+    world
+        .wait::<Pod, _>("the hasty pod Ready elsewhere", "app=hasty", |pods| {
+            let there = count(pods, |pod| pod["spec"]["nodeName"] == "node1" && condition(pod, "Ready") == "True");
+            if there == 1 { Ok(()) } else { Err(format!("{} pods, {there} Ready on node1", pods.len())) }
+        })
+        .await?;
     world.page(&url, |page| page.contains("web-")).await?;
     fabric::set_link(&cluster.spec, 2, true).await?;
     node_is(cluster, "node2", "True", LIMIT).await?;
+    // The node learns that its pod was given up, and ends it.
+    world.pods("app=hasty", 1).await?;
     let after = containers(&world).await?;
     ensure!(after == before, "a network that was away restarts nothing: {before:?} became {after:?}");
 
@@ -214,7 +265,7 @@ async fn join(cluster: &mut Cluster) -> Result<()> {
     start(cluster).await?;
     cluster.grow().await?;
     let world = World::new(cluster, "default")?;
-    world.wait::<Pod, _>("a pod on the new node", "app=web", ready_pods(2)).await?;
+    world.pods("app=web", 2).await?;
     let url = format!("http://{}:{}/", cluster.spec.node_address(2), world.node_port("web").await?);
     world.page(&url, |page| page.contains("web-")).await?;
 
@@ -223,12 +274,12 @@ async fn join(cluster: &mut Cluster) -> Result<()> {
     world.kubectl("drain node2 --ignore-daemonsets --delete-emptydir-data --timeout=60s").await?;
     node.power_off().await?;
     world.client.all::<Node>().delete("node2", &DeleteOptions::default()).await?;
-    world.wait::<Pod, _>("the pod of the old node gone", "app=web", ready_pods(1)).await?;
+    world.pods("app=web", 1).await?;
 
     // Its machine comes back under the same name.
     cluster.start_node(&node).await?;
     cluster.nodes_ready(2).await?;
-    world.wait::<Pod, _>("a pod on the node again", "app=web", ready_pods(2)).await.map(drop)
+    world.pods("app=web", 2).await.map(drop)
 }
 
 async fn upgrade(cluster: &mut Cluster) -> Result<()> {
@@ -300,7 +351,7 @@ async fn leader(cluster: &mut Cluster) -> Result<()> {
     bound.await?;
     cluster.start_node(&leading).await?;
     cluster.nodes_ready(cluster.spec.nodes).await?;
-    world.wait::<Pod, _>("the pods Ready", "app=after", ready_pods(2)).await?;
+    world.pods("app=after", 2).await?;
     if holder(other.number).await?.number == leading.number {
         bail!("the server that came back took the lead from one that had it");
     }

@@ -72,8 +72,31 @@ impl Service {
         socket: &UnixDatagram,
         socket_path: &Path,
     ) -> Result<()> {
+        let pid = self.launch(command, new_node, Some(socket_path)).await?;
+        let exit = Exit::of(pid)?;
+        let starting = async {
+            tokio::select! {
+                ready = said_ready(socket) => ready,
+                ended = exit.wait() => {
+                    ended?;
+                    bail!("{} stopped before it was ready\n{}", self.name, self.last_words())
+                }
+            }
+        };
+        match tokio::time::timeout(self.ready_within, starting).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                let limit = self.ready_within.as_secs();
+                bail!("{} was not ready within {limit} s\n{}", self.name, self.last_words())
+            }
+        }
+    }
+
+    /// Starts the program and returns its number, without waiting for anything. It says on `socket` that it is ready.
+    pub(crate) async fn launch(&self, command: &[String], new_node: bool, socket: Option<&Path>) -> Result<i32> {
         let mut launcher = launcher(&self.place, new_node)?;
-        launcher.arg("--detach").arg(&self.log).arg("--").args(command).env(NOTIFY_SOCKET, socket_path);
+        launcher.arg("--detach").arg(&self.log).arg("--").args(command).env_remove(NOTIFY_SOCKET);
+        launcher.envs(socket.map(|socket| (NOTIFY_SOCKET, socket)));
         // The cluster is made by its settings alone, not by those of whoever makes it.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"RKUBE_")) {
             launcher.env_remove(name);
@@ -85,15 +108,7 @@ impl Service {
         let pid: i32 =
             String::from_utf8_lossy(&output.stdout).trim().parse().context("the launcher names no process")?;
         fs::write(self.pid_file(), format!("{pid}\n"))?;
-        let exit = Exit::of(pid)?;
-        tokio::select! {
-            ready = said_ready(socket) => ready,
-            ended = exit.wait() => { ended?; bail!("{} stopped before it was ready\n{}", self.name, self.last_words()) }
-            () = tokio::time::sleep(self.ready_within) => {
-                let limit = self.ready_within.as_secs();
-                bail!("{} was not ready within {limit} s\n{}", self.name, self.last_words())
-            }
-        }
+        Ok(pid)
     }
 
     /// Sends a signal and waits for the end of the process. What does not run is no error.

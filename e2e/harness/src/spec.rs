@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -31,6 +31,20 @@ pub(crate) struct Spec {
     pub(crate) datastore: Datastore,
     /// Which of the networks 10.160 to 10.191 is the cluster's.
     pub(crate) slot: u8,
+    /// More arguments of rkube.
+    #[serde(default)]
+    pub(crate) arguments: Arguments,
+}
+
+/// Arguments that rkube gets beside those that make the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Args)]
+pub(crate) struct Arguments {
+    /// Another argument for `rkube server`, as --server-arg=--some-flag=value; may be repeated
+    #[arg(long = "server-arg", value_name = "ARGUMENT", allow_hyphen_values = true)]
+    pub(crate) server: Vec<String>,
+    /// Another argument for `rkube agent`; may be repeated
+    #[arg(long = "agent-arg", value_name = "ARGUMENT", allow_hyphen_values = true)]
+    pub(crate) agent: Vec<String>,
 }
 
 impl Spec {
@@ -52,7 +66,7 @@ impl Spec {
                 folder.display()
             );
         }
-        let mut spec = Self { folder, nodes, servers, datastore, slot: 0 };
+        let mut spec = Self { folder, nodes, servers, datastore, slot: 0, arguments: Arguments::default() };
         spec.slot = spec.digest()[0];
         Ok(spec)
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use http::Request;
 use rkube_api::Kind;
+use rkube_api::k8s::core::v1::{Pod, Service};
 use rkube_client::{Client, ListParams};
 use rkube_http::body::Body;
 use rkube_http::client::HttpClient;
@@ -15,15 +16,15 @@ use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use crate::api::{self, Objects};
+use crate::api::{self, Objects, condition};
 use crate::cluster::Cluster;
 
 /// Long enough for a debug binary on a busy machine; nothing waits this long when all is well.
 pub(crate) const LIMIT: Duration = Duration::from_secs(240);
-/// Between tries of what no event announces: that packets get through.
-const PAGE_PAUSE: Duration = Duration::from_millis(250);
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 const PAGE_BYTES_MAX: usize = 4 << 20;
+/// How long a shell in a pod goes on trying.
+const SHELL_SECONDS: &str = "120";
 
 #[derive(Clone)]
 pub(crate) struct World<'a> {
@@ -127,7 +128,41 @@ impl<'a> World<'a> {
         .await
     }
 
-    /// One field of one object, as JSON.
+    /// Waits until exactly so many pods with the labels are there, all Ready and none on its way out. Their names.
+    pub(crate) async fn pods(&self, labels: &str, wanted: usize) -> Result<Vec<String>> {
+        let what = format!("{wanted} pods with {labels} Ready and no other");
+        self.wait::<Pod, _>(&what, labels, |pods| {
+            let leaving = count(pods, |pod| !pod["metadata"]["deletionTimestamp"].is_null());
+            let ready = count(pods, |pod| condition(pod, "Ready") == "True");
+            if (pods.len(), leaving, ready) == (wanted, 0, wanted) {
+                return Ok(pods.values().map(name_of).collect());
+            }
+            Err(format!("{} pods, {ready} Ready, {leaving} leaving", pods.len()))
+        })
+        .await
+    }
+
+    /// Waits until one pod is Ready, and returns it.
+    pub(crate) async fn pod(&self, name: &str) -> Result<Value> {
+        self.wait_one::<Pod, _>(name, "Ready", |pod| match condition(pod, "Ready") {
+            "True" => Ok(pod.clone()),
+            _ => Err(pod["status"].to_string()),
+        })
+        .await
+    }
+
+    /// What a shell command in a pod prints.
+    pub(crate) async fn shell(&self, pod: &str, script: &str) -> Result<String> {
+        self.kubectl_args(&["exec", pod, "--", "sh", "-c", script]).await
+    }
+
+    /// Runs a shell command in a pod until it succeeds: for what no event announces there, such as a name.
+    pub(crate) async fn shell_until(&self, pod: &str, script: &str) -> Result<()> {
+        let script = format!("until {script}; do sleep 0.2; done");
+        self.kubectl_args(&["exec", pod, "--", "timeout", SHELL_SECONDS, "sh", "-c", &script]).await.map(drop)
+    }
+
+    /// One object, as JSON.
     pub(crate) async fn get<K: Kind>(&self, name: &str) -> Result<Value> {
         let api = self.client.namespaced::<K>(&self.namespace);
         api.dynamic().get(name).await.with_context(|| format!("reading {} {name}", K::KIND))
@@ -135,46 +170,30 @@ impl<'a> World<'a> {
 
     /// Waits until a page is served and passes `check`.
     pub(crate) async fn page(&self, url: &str, check: impl Fn(&str) -> bool) -> Result<String> {
-        let mut last = String::from("no answer");
-        let asking = async {
-            loop {
-                match fetch(url).await {
-                    Ok(page) if check(&page) => return page,
-                    Ok(page) => last = format!("the page was {:?}", page.chars().take(200).collect::<String>()),
-                    Err(error) => last = format!("{error:#}"),
-                }
-                tokio::time::sleep(PAGE_PAUSE).await;
-            }
-        };
-        match tokio::time::timeout(LIMIT, asking).await {
-            Ok(page) => Ok(page),
-            Err(_) => bail!("{url}: not as expected within {} s; last: {last}", LIMIT.as_secs()),
-        }
+        api::retry(LIMIT, &format!("the page {url}"), async || match fetch(url).await {
+            Ok(page) if check(&page) => Ok(page),
+            Ok(page) => Err(format!("the page {:?}", page.chars().take(200).collect::<String>())),
+            Err(error) => Err(format!("{error:#}")),
+        })
+        .await
     }
 
     /// The same from inside a pod that has busybox.
     pub(crate) async fn page_from_pod(&self, pod: &str, url: &str, text: &str) -> Result<()> {
-        let mut last = String::new();
-        let asking = async {
-            loop {
-                // The limit is not wget's own: with that option Debian's busybox crashes.
-                match self.kubectl_args(&["exec", pod, "--", "timeout", "5", "wget", "-q", "-O", "-", url]).await {
-                    Ok(page) if page.contains(text) => return,
-                    Ok(page) => last = page,
-                    Err(error) => last = format!("{error:#}"),
-                }
-                tokio::time::sleep(PAGE_PAUSE).await;
+        api::retry(LIMIT, &format!("{text:?} at {url} from pod {pod}"), async || {
+            // The limit is not wget's own: with that option Debian's busybox crashes.
+            match self.kubectl_args(&["exec", pod, "--", "timeout", "5", "wget", "-q", "-O", "-", url]).await {
+                Ok(page) if page.contains(text) => Ok(()),
+                Ok(page) => Err(page),
+                Err(error) => Err(format!("{error:#}")),
             }
-        };
-        match tokio::time::timeout(LIMIT, asking).await {
-            Ok(()) => Ok(()),
-            Err(_) => bail!("{url} from pod {pod}: {text:?} not within {} s; last: {last}", LIMIT.as_secs()),
-        }
+        })
+        .await
     }
 
     /// The node port a Service was given.
     pub(crate) async fn node_port(&self, service: &str) -> Result<u64> {
-        let service = self.get::<rkube_api::k8s::core::v1::Service>(service).await?;
+        let service = self.get::<Service>(service).await?;
         service["spec"]["ports"][0]["nodePort"].as_u64().context("the Service has a node port")
     }
 
@@ -209,17 +228,7 @@ pub(crate) fn count(objects: &Objects, check: impl Fn(&Value) -> bool) -> usize 
     objects.values().filter(|object| check(object)).count()
 }
 
-/// Exactly this many pods, all Ready and none on its way out.
-pub(crate) fn ready_pods(wanted: usize) -> impl FnMut(&Objects) -> Result<Vec<String>, String> {
-    move |pods| {
-        let leaving = count(pods, |pod| !pod["metadata"]["deletionTimestamp"].is_null());
-        let ready = count(pods, |pod| api::condition(pod, "Ready") == "True");
-        if (pods.len(), leaving, ready) == (wanted, 0, wanted) {
-            return Ok(pods
-                .values()
-                .map(|pod| pod["metadata"]["name"].as_str().unwrap_or_default().to_owned())
-                .collect());
-        }
-        Err(format!("{} pods, {ready} Ready, {leaving} leaving, {wanted} wanted", pods.len()))
-    }
+/// The name of an object.
+pub(crate) fn name_of(object: &Value) -> String {
+    object["metadata"]["name"].as_str().unwrap_or_default().to_owned()
 }

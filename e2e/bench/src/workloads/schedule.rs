@@ -28,6 +28,8 @@ const HIGH_PRIORITY: i32 = 10;
 /// What is measured has this label; what is there before and beside it has not.
 const MEASURED: &str = "bench=measured";
 
+const NODES: &str = "/api/v1/nodes";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Load {
     /// Nothing but resources
@@ -172,7 +174,15 @@ pub(crate) async fn run(options: &Options, bench: &Bench) -> Result<Report> {
     });
     let classes = "/apis/scheduling.k8s.io/v1/priorityclasses";
     connection.send(Method::POST, classes, body.to_string()).await.context("creating a PriorityClass")?;
-    let work = async |namespace: &str| measure(options, bench, namespace, &class).await;
+    let work = async |namespace: &str| {
+        let measured = measure(options, bench, namespace, &class).await;
+        if options.shape == Load::Churn {
+            // The rest goes with its namespace.
+            let gone = connection.send(Method::DELETE, &format!("{NODES}/{}", churned_node(namespace)), "").await;
+            gone.map(drop).or_else(|error| if error.is_not_found() { Ok(()) } else { Err(error) })?;
+        }
+        measured
+    };
     let result = options.playground().play_with(bench, None, work).await;
     let removed = connection.send(Method::DELETE, &format!("{classes}/{class}"), "").await;
     let measured = result?;
@@ -294,6 +304,10 @@ async fn add_large_pods(
     }
 }
 
+fn churned_node(namespace: &str) -> String {
+    format!("{namespace}-churn")
+}
+
 async fn churn(cluster: &Cluster, namespace: &str, class: &str) -> Result<std::convert::Infallible, ClientError> {
     let connection = cluster.connection(0);
     let named = |mut object: Value| {
@@ -301,7 +315,7 @@ async fn churn(cluster: &Cluster, namespace: &str, class: &str) -> Result<std::c
         object
     };
     let node = json!({
-        "apiVersion": "v1", "kind": "Node", "metadata": {"name": format!("{namespace}-churn")},
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": churned_node(namespace)},
         "status": {"capacity": {"pods": "110", "cpu": "4", "memory": "32Gi"}},
     });
     let service = json!({
@@ -310,7 +324,7 @@ async fn churn(cluster: &Cluster, namespace: &str, class: &str) -> Result<std::c
     });
     let namespaced = format!("/api/v1/namespaces/{namespace}");
     let objects = [
-        ("/api/v1/nodes".to_owned(), node),
+        (NODES.to_owned(), node),
         (format!("{namespaced}/pods"), named(large_pod(class))),
         (format!("{namespaced}/services"), named(service)),
     ];

@@ -6,7 +6,7 @@ use rkube_api::k8s::batch::v1::{CronJob, Job};
 use rkube_api::k8s::core::v1::Pod;
 
 use crate::api::condition;
-use crate::world::{World, ready_pods};
+use crate::world::World;
 
 /// A Job with three completions, two at a time, and one whose pod fails until its limit.
 pub(super) async fn jobs(world: &World<'_>) -> Result<()> {
@@ -47,7 +47,7 @@ spec:
     let described = world.kubectl("describe job broken").await?;
     ensure!(described.contains("BackoffLimitExceeded"), "describe job: {described}");
     world.kubectl("delete job count").await?;
-    world.wait::<Pod, _>("its pods gone", "job-name=count", ready_pods(0)).await.map(drop)
+    world.pods("job-name=count", 0).await.map(drop)
 }
 
 async fn finished(world: &World<'_>, job: &str, how: &str) -> Result<()> {
@@ -88,15 +88,7 @@ pub(super) async fn cron(world: &World<'_>) -> Result<()> {
     Ok(())
 }
 
-/// One pod on every node; a tainted node is left out until the pods tolerate the taint.
-pub(super) async fn daemons(world: &World<'_>) -> Result<()> {
-    let nodes = world.cluster.spec.nodes;
-    // Named by the namespace: other steps run beside this one, and their pods must not mind the taint.
-    let last = world.cluster.spec.node_name(nodes);
-    world.kubectl(&format!("label node {last} lab={}", world.namespace)).await?;
-    world
-        .apply(
-            r#"
+const AGENT: &str = r#"
 apiVersion: apps/v1
 kind: DaemonSet
 metadata: {name: agent}
@@ -108,10 +100,15 @@ spec:
       terminationGracePeriodSeconds: 1
       containers:
       - {name: agent, image: "busybox:1.35", command: [sleep, "3600"]}
-"#,
-        )
-        .await?;
-    world.wait::<Pod, _>("a pod on every node", "app=agent", ready_pods(nodes)).await?;
+"#;
+
+/// One pod on every node, then only where a label is.
+pub(super) async fn daemons(world: &World<'_>) -> Result<()> {
+    let nodes = world.cluster.spec.nodes;
+    let last = world.cluster.spec.node_name(nodes);
+    world.kubectl(&format!("label node {last} lab={}", world.namespace)).await?;
+    world.apply(AGENT).await?;
+    world.pods("app=agent", nodes).await?;
     settled(world, nodes).await?;
     // Only where the label is.
     world
@@ -123,10 +120,84 @@ spec:
             &format!(r#"{{"spec":{{"template":{{"spec":{{"nodeSelector":{{"lab":"{}"}}}}}}}}}}"#, world.namespace),
         ])
         .await?;
-    world.wait::<Pod, _>("a pod where the label is", "app=agent", ready_pods(1)).await?;
+    world.pods("app=agent", 1).await?;
     settled(world, 1).await?;
     world.kubectl(&format!("label node {last} lab-")).await?;
-    world.wait::<Pod, _>("no pod without the label", "app=agent", ready_pods(0)).await.map(drop)
+    world.pods("app=agent", 0).await.map(drop)
+}
+
+/// A DaemonSet leaves a tainted node out until its pods tolerate the taint; a pod that may run there only stays
+/// Pending and says why; `NoExecute` takes away what runs, at once or when the tolerated time is over.
+pub(super) async fn taints(world: &World<'_>) -> Result<()> {
+    let nodes = world.cluster.spec.nodes;
+    let last = world.cluster.spec.node_name(nodes);
+    let outcome = on_tainted_node(world, nodes, &last).await;
+    // The steps after this one need the node, whatever happened.
+    let freed = world.kubectl(&format!("taint node {last} lab-")).await;
+    outcome?;
+    freed.map(drop)
+}
+
+async fn on_tainted_node(world: &World<'_>, nodes: usize, last: &str) -> Result<()> {
+    world.kubectl(&format!("taint node {last} lab=closed:NoSchedule")).await?;
+    world.apply(AGENT).await?;
+    settled(world, nodes - 1).await?;
+    world.pods("app=agent", nodes - 1).await?;
+    world.apply(&visitor(last, "visitor", "")).await?;
+    world
+        .wait_one::<Pod, _>("visitor", "not scheduled", |pod| {
+            let conditions = pod["status"]["conditions"].to_string();
+            if conditions.contains("untolerated taint") { Ok(()) } else { Err(conditions) }
+        })
+        .await?;
+    let shown = world.kubectl("get pod visitor --no-headers").await?;
+    ensure!(shown.contains("Pending"), "kubectl get pod showed {shown}");
+
+    tolerate(world, r#"{"key": "lab", "operator": "Exists", "effect": "NoSchedule"}"#).await?;
+    world.pods("app=agent", nodes).await?;
+    settled(world, nodes).await?;
+    world.kubectl(&format!("taint node {last} lab-")).await?;
+    world.pod("visitor").await?;
+
+    // The daemon tolerates the other effect only, the first visitor nothing and the second one a while.
+    world
+        .apply(&visitor(last, "guest", "[{key: lab, operator: Exists, effect: NoExecute, tolerationSeconds: 5}]"))
+        .await?;
+    world.pod("guest").await?;
+    world.kubectl(&format!("taint node {last} lab=now:NoExecute")).await?;
+    settled(world, nodes - 1).await?;
+    world.pods("app=agent", nodes - 1).await?;
+    for pod in ["visitor", "guest"] {
+        world.kubectl(&format!("wait --for=delete pod/{pod} --timeout=240s")).await?;
+    }
+    let events = world.kubectl("get events").await?;
+    ensure!(events.contains("TaintManagerEviction"), "no event says so: {events}");
+    tolerate(world, r#"{"key": "lab", "operator": "Exists"}"#).await?;
+    world.pods("app=agent", nodes).await?;
+    settled(world, nodes).await
+}
+
+/// A pod for one node.
+fn visitor(node: &str, name: &str, tolerations: &str) -> String {
+    let tolerations = if tolerations.is_empty() { "[]" } else { tolerations };
+    format!(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  terminationGracePeriodSeconds: 1
+  nodeSelector: {{kubernetes.io/hostname: {node}}}
+  tolerations: {tolerations}
+  containers:
+  - {{name: app, image: "busybox:1.35", command: [sleep, "3600"]}}
+"#
+    )
+}
+
+async fn tolerate(world: &World<'_>, toleration: &str) -> Result<()> {
+    let patch = format!(r#"{{"spec": {{"template": {{"spec": {{"tolerations": [{toleration}]}}}}}}}}"#);
+    world.kubectl_args(&["patch", "daemonset", "agent", "-p", &patch]).await.map(drop)
 }
 
 async fn settled(world: &World<'_>, wanted: usize) -> Result<()> {

@@ -1,6 +1,6 @@
 //! What a container is told, and what it is asked.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use rkube_api::k8s::core::v1::{Pod, Service};
 use rkube_api::k8s::discovery::v1::EndpointSlice;
 
@@ -37,21 +37,20 @@ spec:
 "#,
         )
         .await?;
-    ready(world, "app").await?;
+    let pod = world.pod("app").await?;
     let log = world.kubectl("logs app").await?;
     for line in ["COLOUR=blue", "size=7", "WHO=ann", "NODE=node"] {
         ensure!(log.lines().any(|found| found.starts_with(line)), "the environment has no {line}: {log}");
     }
-    let address = world.get::<Pod>("app").await?["status"]["podIP"].as_str().unwrap_or_default().to_owned();
+    let address = pod["status"]["podIP"].as_str().unwrap_or_default();
     ensure!(log.lines().any(|found| found == format!("ADDRESS={address}")), "not its address: {log}");
     let files = "cat /etc/settings/COLOUR; echo; cat /etc/login/password; echo; stat -L -c %a /etc/login/user";
-    let said = world.kubectl_args(&["exec", "app", "--", "sh", "-c", files]).await?;
+    let said = world.shell("app", files).await?;
     ensure!(said == "blue\ns3cret\n400\n", "the files hold {said:?}");
 
-    // Blocks on the file, so that the student sees the change when it comes.
     world.kubectl_args(&["patch", "configmap", "settings", "-p", r#"{"data":{"COLOUR":"green"}}"#]).await?;
-    let watch = "i=0; until [ $(cat /etc/settings/COLOUR) = green ]; do i=$((i+1)); [ $i -lt 600 ] || exit 1; sleep 0.2; done; echo $COLOUR";
-    let said = world.kubectl_args(&["exec", "app", "--", "sh", "-c", watch]).await?;
+    world.shell_until("app", "[ $(cat /etc/settings/COLOUR) = green ]").await?;
+    let said = world.shell("app", "echo $COLOUR").await?;
     ensure!(said == "blue\n", "the environment of a running container stays: {said:?}");
     Ok(())
 }
@@ -83,7 +82,7 @@ spec:
 "#,
         )
         .await?;
-    ready(world, "probed").await?;
+    world.pod("probed").await?;
     let address = world.get::<Service>("probed").await?["spec"]["clusterIP"].clone();
     ensure!(address.as_str().is_some_and(|address| !address.is_empty()), "the Service has an address");
     endpoints(world, true).await?;
@@ -109,16 +108,6 @@ spec:
     let shown = world.kubectl("get pod probed --no-headers").await?;
     ensure!(shown.contains("1/1") && shown.contains("Running"), "kubectl get pod showed {shown}");
     Ok(())
-}
-
-async fn ready(world: &World<'_>, pod: &str) -> Result<()> {
-    world
-        .wait_one::<Pod, _>(pod, "Ready", |pod| match condition(pod, "Ready") {
-            "True" => Ok(()),
-            _ => Err(pod["status"].to_string()),
-        })
-        .await
-        .with_context(|| format!("starting pod {pod}"))
 }
 
 async fn endpoints(world: &World<'_>, is_ready: bool) -> Result<()> {

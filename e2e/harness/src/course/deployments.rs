@@ -6,7 +6,7 @@ use rkube_api::k8s::core::v1::Pod;
 use rkube_api::k8s::discovery::v1::EndpointSlice;
 
 use crate::api::condition;
-use crate::world::{World, count, ready_pods};
+use crate::world::{World, count};
 
 const WEB: &str = r#"
 apiVersion: v1
@@ -47,7 +47,7 @@ pub(super) async fn page(world: &World<'_>) -> Result<()> {
         let url = format!("http://{}:{port}/", world.cluster.spec.node_address(node.number));
         world.page(&url, |page| page.contains("Hello, class")).await?;
     }
-    let pods = world.wait::<Pod, _>("two pods Ready", "app=web", ready_pods(2)).await?;
+    let pods = world.pods("app=web", 2).await?;
     let pod = pods.first().context("a pod")?;
     world.page_from_pod(pod, "http://web/", "Hello, class").await
 }
@@ -58,7 +58,7 @@ pub(super) async fn scale(world: &World<'_>) -> Result<()> {
     world.kubectl("expose deployment web").await?;
     for replicas in [4, 1, 0, 2] {
         world.kubectl(&format!("scale deployment web --replicas={replicas}")).await?;
-        world.wait::<Pod, _>(&format!("{replicas} pods Ready"), "app=web", ready_pods(replicas)).await?;
+        world.pods("app=web", replicas).await?;
         world
             .wait::<EndpointSlice, _>("as many endpoints", "kubernetes.io/service-name=web", |slices| {
                 let ready =
@@ -113,7 +113,7 @@ pub(super) async fn rollout(world: &World<'_>) -> Result<()> {
     world.page(&url, |page| page.contains("Welcome to nginx!")).await?;
     world.kubectl("rollout undo deployment/web").await?;
     rolled_out(world).await?;
-    world.wait::<Pod, _>("the broken pod gone", "app=web", ready_pods(2)).await.map(drop)
+    world.pods("app=web", 2).await.map(drop)
 }
 
 async fn note(world: &World<'_>, cause: &str) -> Result<()> {

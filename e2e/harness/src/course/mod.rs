@@ -11,7 +11,7 @@ mod stateful;
 mod storage;
 
 use anyhow::Result;
-use futures_util::future::BoxFuture;
+use futures_util::future::LocalBoxFuture;
 
 use crate::world::World;
 
@@ -19,19 +19,19 @@ use crate::world::World;
 pub(crate) struct Step {
     pub(crate) name: &'static str,
     pub(crate) about: &'static str,
-    /// Whether it is part of the runs that must never fail by chance.
-    pub(crate) is_default: bool,
+    /// Whether it changes what the whole cluster shares, and so runs while no other step does.
+    pub(crate) is_alone: bool,
     /// Archives of e2e/images it needs.
     pub(crate) images: &'static [&'static str],
-    pub(crate) run: for<'a> fn(&'a World<'a>) -> BoxFuture<'a, Result<()>>,
+    pub(crate) run: for<'a> fn(&'a World<'a>) -> LocalBoxFuture<'a, Result<()>>,
 }
 
 macro_rules! step {
-    (explicit $($rest:tt)*) => {
-        Step { is_default: false, ..step!($($rest)*) }
+    (alone $($rest:tt)*) => {
+        Step { is_alone: true, ..step!($($rest)*) }
     };
     ($name:literal, $about:literal, $images:expr, $function:path) => {
-        Step { name: $name, about: $about, is_default: true, images: &$images, run: |world| Box::pin($function(world)) }
+        Step { name: $name, about: $about, is_alone: false, images: &$images, run: |world| Box::pin($function(world)) }
     };
 }
 
@@ -66,14 +66,20 @@ pub(crate) const STEPS: &[Step] = &[
     ),
     step!("node-port", "a Service on every node's port", ["busybox"], services::node_port),
     step!("looking", "logs, exec, port-forward and describe", ["busybox"], services::looking),
-    step!("stateful", "a StatefulSet of redis with stable names", ["redis"], stateful::redis),
+    step!("stateful", "a StatefulSet of redis with stable names and volumes", ["redis"], stateful::redis),
     step!("jobs", "Jobs that complete and one that fails", ["busybox"], batch::jobs),
     step!("daemons", "a DaemonSet on every node, then on those with a label", ["busybox"], batch::daemons),
     step!("volumes", "a PersistentVolume on the node's disk that outlives its pod", ["busybox"], storage::volumes),
-    step!(explicit "addons", "manifests in the server's folder", [], addons::addons),
-    step!(explicit "cron", "a CronJob by hand, on time and suspended", ["busybox"], batch::cron),
     step!(
-        explicit "wordpress",
+        alone "taints",
+        "a tainted node: a DaemonSet and a pod that do not tolerate it, and ones that do",
+        ["busybox"],
+        batch::taints
+    ),
+    step!("addons", "manifests in the server's folder", [], addons::addons),
+    step!("cron", "a CronJob by hand, on time and suspended", ["busybox"], batch::cron),
+    step!(
+        "wordpress",
         "WordPress, MariaDB and nginx; the page outlives the database's pod",
         ["mariadb", "nginx", "wordpress"],
         storage::wordpress

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use rkube_api::k8s::core::v1::Pod;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::world::{LIMIT, World, ready_pods};
+use crate::world::{LIMIT, World};
 
 const WEB: &str = r#"
 apiVersion: apps/v1
@@ -50,8 +50,8 @@ spec:
 
 async fn start(world: &World<'_>) -> Result<Vec<String>> {
     world.apply(WEB).await?;
-    world.wait::<Pod, _>("the client Ready", "app=client", ready_pods(1)).await?;
-    world.wait::<Pod, _>("two pods Ready", "app=web", ready_pods(2)).await
+    world.pods("app=client", 1).await?;
+    world.pods("app=web", 2).await
 }
 
 /// Short and long names, from another namespace, the addresses of a headless Service, and names that do not exist.
@@ -65,10 +65,8 @@ pub(super) async fn names(world: &World<'_>) -> Result<()> {
     for pod in &pods {
         let address = world.get::<Pod>(pod).await?["status"]["podIP"].as_str().context("an address")?.to_owned();
         world.page_from_pod("client", &format!("http://{address}:8080/"), pod).await?;
-        let lookup = format!(
-            "until nslookup -type=a pods.{namespace}.svc.cluster.local | grep -q {address}; do sleep 0.2; done"
-        );
-        world.kubectl_args(&["exec", "client", "--", "timeout", "60", "sh", "-c", &lookup]).await?;
+        let lookup = format!("nslookup -type=a pods.{namespace}.svc.cluster.local | grep -q {address}");
+        world.shell_until("client", &lookup).await?;
     }
     let missing = world.kubectl_fails("exec client -- nslookup missing.default.svc.cluster.local").await?;
     ensure!(missing.contains("exit code 1"), "a name that does not exist: {missing}");
@@ -82,7 +80,7 @@ pub(super) async fn node_port(world: &World<'_>) -> Result<()> {
     world.kubectl("expose deployment web --name=outside --type=NodePort --port=80 --target-port=8080").await?;
     let port = world.node_port("outside").await?;
     world.kubectl("scale deployment web --replicas=1").await?;
-    let pods = world.wait::<Pod, _>("one pod Ready", "app=web", ready_pods(1)).await?;
+    let pods = world.pods("app=web", 1).await?;
     let pod = pods.first().context("a pod")?;
     for node in world.cluster.nodes() {
         let url = format!("http://{}:{port}/", world.cluster.spec.node_address(node.number));

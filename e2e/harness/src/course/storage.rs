@@ -2,16 +2,26 @@
 
 use anyhow::{Context, Result, ensure};
 use http::Request;
-use rkube_api::k8s::core::v1::{PersistentVolumeClaim, Pod};
+use rkube_api::k8s::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use rkube_client::ListParams;
 use rkube_http::body::Body;
 
-use crate::world::{World, ready_pods, request};
+use crate::api;
+use crate::world::{LIMIT, World, request};
 
-fn volume(world: &World<'_>, name: &str) -> String {
-    let namespace = &world.namespace;
-    let path = world.cluster.spec.folder.join("nodes/node1/disk").join(format!("{namespace}-{name}"));
-    format!(
-        r#"
+/// A PersistentVolume on one node's disk, for the claims of a step's own storage class.
+pub(super) struct Volume {
+    pub(super) node: usize,
+    pub(super) name: &'static str,
+}
+
+impl Volume {
+    pub(super) fn manifest(&self, world: &World<'_>) -> String {
+        let (namespace, name, node) = (&world.namespace, self.name, world.cluster.spec.node_name(self.node));
+        let path = world.cluster.spec.node_folder(self.node).join("disk").join(format!("{namespace}-{name}"));
+        let path = path.display();
+        format!(
+            r#"
 apiVersion: v1
 kind: PersistentVolume
 metadata: {{name: {namespace}-{name}}}
@@ -24,19 +34,42 @@ spec:
   nodeAffinity:
     required:
       nodeSelectorTerms:
-      - matchExpressions: [{{key: kubernetes.io/hostname, operator: In, values: [node1]}}]
+      - matchExpressions: [{{key: kubernetes.io/hostname, operator: In, values: [{node}]}}]
 ---
+"#
+        )
+    }
+}
+
+/// A volume on the first node and a claim of the same name for it.
+fn volume_and_claim(world: &World<'_>, name: &'static str) -> String {
+    let claim = format!(
+        r#"
 apiVersion: v1
 kind: PersistentVolumeClaim
 metadata: {{name: {name}}}
 spec:
-  storageClassName: {namespace}
+  storageClassName: {}
   accessModes: [ReadWriteOnce]
   resources: {{requests: {{storage: 500Mi}}}}
 ---
 "#,
-        path = path.display()
-    )
+        world.namespace
+    );
+    Volume { node: 1, name }.manifest(world) + &claim
+}
+
+/// Deletes a volume whose claim was deleted, as an administrator does with `Retain`.
+pub(super) async fn forget_volume(world: &World<'_>, name: &str) -> Result<()> {
+    let name = format!("{}-{name}", world.namespace);
+    let volumes = world.client.all::<PersistentVolume>();
+    let params = ListParams::fields(format!("metadata.name={name}"));
+    api::wait(volumes.dynamic(), &params, LIMIT, "the volume released", |found| {
+        let phase = found.values().next().map(|volume| volume["status"]["phase"].clone());
+        if phase.as_ref().is_some_and(|phase| phase == "Released") { Ok(()) } else { Err(format!("{phase:?}")) }
+    })
+    .await?;
+    world.kubectl(&format!("delete pv {name}")).await.map(drop)
 }
 
 async fn bound(world: &World<'_>, claim: &str) -> Result<()> {
@@ -63,28 +96,20 @@ spec:
     volumeMounts: [{name: data, mountPath: /data}]
   volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]
 "#;
-    world.apply(&(volume(world, "data") + pod)).await?;
+    world.apply(&(volume_and_claim(world, "data") + pod)).await?;
     bound(world, "data").await?;
-    world.wait::<Pod, _>("the pod Ready", "app=writer", ready_pods(1)).await?;
-    world.kubectl_args(&["exec", "writer", "--", "sh", "-c", "echo kept > /data/note"]).await?;
+    world.pods("app=writer", 1).await?;
+    world.shell("writer", "echo kept > /data/note").await?;
     world.kubectl("delete pod writer").await?;
     world.apply(pod).await?;
-    world.wait::<Pod, _>("the pod Ready", "app=writer", ready_pods(1)).await?;
+    world.pods("app=writer", 1).await?;
     let note = world.kubectl("exec writer -- cat /data/note").await?;
     ensure!(note == "kept\n", "the note says {note:?}");
     let shown = world.kubectl("get pvc data --no-headers").await?;
     ensure!(shown.contains("Bound") && shown.contains("1Gi"), "kubectl get pvc showed {shown}");
     world.kubectl("delete pod writer").await?;
     world.kubectl("delete pvc data").await?;
-    let name = format!("{}-data", world.namespace);
-    let volumes = world.client.all::<rkube_api::k8s::core::v1::PersistentVolume>();
-    let params = rkube_client::ListParams::fields(format!("metadata.name={name}"));
-    crate::api::wait(volumes.dynamic(), &params, crate::world::LIMIT, "the volume released", |found| {
-        let phase = found.values().next().map(|volume| volume["status"]["phase"].clone());
-        if phase.as_ref().is_some_and(|phase| phase == "Released") { Ok(()) } else { Err(format!("{phase:?}")) }
-    })
-    .await?;
-    world.kubectl(&format!("delete pv {name}")).await.map(drop)
+    forget_volume(world, "data").await
 }
 
 const BLOG: &str = r#"
@@ -181,10 +206,10 @@ spec:
 /// WordPress with MariaDB behind nginx: installed through the node port, and the page is still there after the database's
 /// pod was deleted.
 pub(super) async fn wordpress(world: &World<'_>) -> Result<()> {
-    world.apply(&(volume(world, "database") + BLOG)).await?;
+    world.apply(&(volume_and_claim(world, "database") + BLOG)).await?;
     bound(world, "database").await?;
-    world.wait::<Pod, _>("the database Ready", "app=database", ready_pods(1)).await?;
-    world.wait::<Pod, _>("the blog Ready", "app=blog", ready_pods(1)).await?;
+    world.pods("app=database", 1).await?;
+    world.pods("app=blog", 1).await?;
     let site = format!("http://{}:{}", world.cluster.spec.node_address(1), world.node_port("blog").await?);
     world.page(&format!("{site}/wp-admin/install.php"), |page| page.contains("Welcome")).await?;
     let form = "weblog_title=Our+class&user_name=teacher&admin_password=a-long-pass-word&admin_password2=a-long-pass-word\
@@ -200,11 +225,11 @@ pub(super) async fn wordpress(world: &World<'_>) -> Result<()> {
     let shows_blog = |page: &str| page.contains("Our class") && page.contains("Hello world!");
     world.page(&format!("{site}/"), shows_blog).await?;
 
-    let pods = world.wait::<Pod, _>("the database Ready", "app=database", ready_pods(1)).await?;
+    let pods = world.pods("app=database", 1).await?;
     world.kubectl(&format!("delete pod {}", pods.first().context("a pod")?)).await?;
-    world.wait::<Pod, _>("the database Ready again", "app=database", ready_pods(1)).await?;
+    world.pods("app=database", 1).await?;
     world.page(&format!("{site}/"), shows_blog).await?;
     world.kubectl("delete deployment blog database").await?;
     world.kubectl("delete pvc database").await?;
-    world.kubectl(&format!("delete pv {}-database", world.namespace)).await.map(drop)
+    forget_volume(world, "database").await
 }
