@@ -73,6 +73,8 @@ pub(crate) enum NodeError {
     Registries(#[from] RegistriesError),
     #[error("finding the node's address: use --node-ip")]
     Address(#[source] std::io::Error),
+    #[error("this machine has no address that the server reaches: name one with --node-ip")]
+    NoAddress,
 }
 
 /// Lists what runs on a node. `after` is what the node's parts wait for.
@@ -92,7 +94,12 @@ pub(crate) fn components(
     let runtime = Remote::new(&endpoint).map_err(|source| NodeError::Runtime { endpoint, source })?;
     let address = match config.node_ip {
         Some(address) => address,
-        None => super::address::of_default_route().map_err(NodeError::Address)?,
+        None => match super::address::own().map_err(NodeError::Address)? {
+            Some(address) => address,
+            // A server in no network has nobody but itself to reach its node.
+            None if trust.serving.is_some() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            None => return Err(NodeError::NoAddress),
+        },
     };
     let mut all = Vec::new();
     if let Some(network) = network(config, &agent_folder, cluster, address, client, after)? {

@@ -27,6 +27,8 @@ const SETTLE: Duration = Duration::from_millis(5);
 /// An event that nothing follows in this time was about something else.
 const UNSEEN_AGE_MAX: Duration = Duration::from_secs(2);
 const UNSEEN_MAX: usize = 1024;
+/// Pods read from the runtime at a time: a burst of pods that start is as many changes.
+const PARALLEL_READS_MAX: usize = 8;
 /// No list for so long and the node is not healthy.
 const UNHEALTHY_AFTER: Duration = Duration::from_secs(180);
 
@@ -167,29 +169,36 @@ impl Pleg {
         let listing = self.runtime.list(None).await?;
         unseen.retain(known, &listing);
         let changed = changed(known, &listing);
-        let mut failed = Vec::new();
-        for (uid, pod) in &changed {
-            let Some(pod) = pod else {
-                self.cache.remove(uid);
-                continue;
-            };
-            match self.runtime.pod_status(uid, &pod.namespace, &pod.name).await {
-                Ok(status) => drop(self.cache.set(status)),
-                Err(error) => {
-                    // Forgotten, so that the next round sees a difference again. The others go on.
-                    tracing::warn!(%uid, %error, "Pod was not read from the runtime");
-                    failed.push(uid.clone());
-                }
-            }
-        }
+        let reads: Vec<_> = changed.iter().map(|(uid, pod)| self.read(uid, pod.as_ref())).collect();
+        let failed: Vec<Option<PodUid>> =
+            futures_util::stream::iter(reads).buffer_unordered(PARALLEL_READS_MAX).collect().await;
         *known = listing;
-        for uid in failed {
+        for uid in failed.into_iter().flatten() {
             known.pods.remove(&uid);
         }
         for (uid, _) in &changed {
             (self.notify)(uid);
         }
         Ok(())
+    }
+
+    /// Reads one pod anew. Gives its UID when that failed, so that it is forgotten and the next round sees a difference
+    /// again; the others go on.
+    async fn read(&self, uid: &PodUid, pod: Option<&ListedPod>) -> Option<PodUid> {
+        let Some(pod) = pod else {
+            self.cache.remove(uid);
+            return None;
+        };
+        match self.runtime.pod_status(uid, &pod.namespace, &pod.name).await {
+            Ok(status) => {
+                self.cache.set(status);
+                None
+            }
+            Err(error) => {
+                tracing::warn!(%uid, %error, "Pod was not read from the runtime");
+                Some(uid.clone())
+            }
+        }
     }
 }
 

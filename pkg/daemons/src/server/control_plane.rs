@@ -1,7 +1,7 @@
 //! Opens everything a control plane consists of and lists what runs.
 
 use std::fs::{File, TryLockError};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -160,7 +160,7 @@ impl ControlPlane {
             config.service_cidr.nth(1).ok_or_else(|| OpenError::ServiceCidr(config.service_cidr.to_string()))?;
         let advertise = match config.advertise_address {
             Some(address) => address,
-            None => address::of_default_route().map_err(OpenError::Address)?,
+            None => address::own().map_err(OpenError::Address)?.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         };
         for (flag, network) in [("cluster-cidr", &config.cluster_cidr), ("service-cidr", &config.service_cidr)] {
             if network.contains(advertise) {

@@ -113,7 +113,6 @@ pub struct Inner {
     pub services: Lister<Service>,
     pub(crate) sources: sources::Sources,
     facts: RwLock<Arc<NodeFacts>>,
-    dns: RwLock<Arc<DnsSettings>>,
     pub(crate) wake: mpsc::Sender<Event>,
     pub(crate) garbage: tokio::sync::Notify,
     /// Held while a pod is let in: two that come together must not take the same room.
@@ -131,8 +130,17 @@ impl Inner {
         self.facts.read().clone()
     }
 
-    pub fn dns(&self) -> Arc<DnsSettings> {
-        self.dns.read().clone()
+    /// What names mean to pods. The host's file is read for each: it changes with the networks the machine is in.
+    pub fn dns(&self) -> DnsSettings {
+        let host = std::fs::read_to_string(&self.config.resolv_conf).unwrap_or_else(|error| {
+            tracing::warn!(path = %self.config.resolv_conf.display(), %error, "Resolver configuration was not read");
+            String::new()
+        });
+        DnsSettings {
+            cluster_dns: self.config.cluster_dns.clone(),
+            cluster_domain: self.config.cluster_domain.clone(),
+            host: dns::parse(&host),
+        }
     }
 
     /// The queue is bounded; when it is full the tick finds what a dropped hint was about.
@@ -219,12 +227,6 @@ impl Kubelet {
         let node =
             Arc::new(NodeManager::new(&config, client.clone(), clock.clone(), events.clone(), capacity, own_node));
         let facts = RwLock::new(Arc::new(node.facts()));
-        let host = std::fs::read_to_string(&config.resolv_conf).unwrap_or_default();
-        let dns = RwLock::new(Arc::new(DnsSettings {
-            cluster_dns: config.cluster_dns.clone(),
-            cluster_domain: config.cluster_domain.clone(),
-            host: dns::parse(&host),
-        }));
         let sources = sources::Sources::new(assigned, &wake);
         let inner = Inner {
             client,
@@ -245,7 +247,6 @@ impl Kubelet {
             services,
             sources,
             facts,
-            dns,
             wake,
             garbage: tokio::sync::Notify::new(),
             admission: tokio::sync::Mutex::default(),

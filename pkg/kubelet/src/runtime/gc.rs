@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use rkube_cri::RuntimeError;
 use rkube_cri::v1::{
     ListContainersRequest, ListPodSandboxRequest, PodSandboxState, RemoveContainerRequest, RemovePodSandboxRequest,
@@ -60,11 +61,8 @@ impl Runtime {
         });
         let chosen: HashSet<String> = choose(dead.collect(), |uid| !is_known(uid)).into_iter().collect();
         for id in &chosen {
-            let removed = self.service.remove_container(RemoveContainerRequest { container_id: id.clone() }).await;
             // One that the runtime cannot remove keeps nobody else's.
-            if let Err(error) = removed
-                && !error.is_not_found()
-            {
+            if let Err(error) = self.remove_container(id).await {
                 tracing::warn!(id, %error, "Dead container was not removed");
             }
         }
@@ -112,6 +110,19 @@ impl Runtime {
         Ok(())
     }
 
+    /// Removes a container that ended. What is being removed already is left to whoever does it: the collector and a
+    /// pod's worker may come upon the same one.
+    pub(crate) async fn remove_container(&self, id: &str) -> Result<(), RuntimeError> {
+        if !self.removing.lock().insert(id.to_owned()) {
+            return Ok(());
+        }
+        let _done = Removal { removing: &self.removing, id };
+        match self.service.remove_container(RemoveContainerRequest { container_id: id.to_owned() }).await {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     fn collect_logs(&self, with_containers: &HashSet<PodUid>, is_known: &impl Fn(&PodUid) -> bool) {
         for entry in std::fs::read_dir(&self.settings.logs_root).into_iter().flatten().flatten() {
             let name = entry.file_name();
@@ -139,6 +150,18 @@ impl Runtime {
                 let _ = std::fs::remove_file(&path);
             }
         }
+    }
+}
+
+/// A removal under way, over when it is dropped: its task may be ended in the middle.
+struct Removal<'a> {
+    removing: &'a Mutex<HashSet<String>>,
+    id: &'a str,
+}
+
+impl Drop for Removal<'_> {
+    fn drop(&mut self) {
+        self.removing.lock().remove(self.id);
     }
 }
 

@@ -21,7 +21,7 @@ pub mod start;
 pub mod state;
 pub mod sync;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -75,6 +75,8 @@ pub struct Runtime {
     backoff: Mutex<Backoff>,
     /// Resources last given to the runtime, by container id.
     actuated: Mutex<HashMap<String, ContainerResources>>,
+    /// Containers whose removal is under way.
+    removing: Mutex<HashSet<String>>,
 }
 
 impl Runtime {
@@ -97,6 +99,7 @@ impl Runtime {
             settings,
             backoff: Mutex::new(Backoff::crash_loop()),
             actuated: Mutex::default(),
+            removing: Mutex::default(),
         }
     }
 }

@@ -109,9 +109,12 @@ impl Runtime {
                 Err(error) => return Err(error),
             }
         }
-        for container in containers.containers {
+        let statuses = containers.containers.iter().map(|container| async move {
             let request = ContainerStatusRequest { container_id: container.id.clone(), verbose: false };
-            match self.service.container_status(request).await {
+            (container, self.service.container_status(request).await)
+        });
+        for (container, answer) in futures_util::future::join_all(statuses).await {
+            match answer {
                 Ok(answer) => {
                     let Some(status) = answer.status else { continue };
                     let mut converted = container_from_status(&status, &container.pod_sandbox_id);

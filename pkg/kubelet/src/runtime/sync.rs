@@ -6,10 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rkube_api::k8s::core::v1::{Container, Pod, Secret, Service};
-use rkube_cri::v1::{
-    PodSandboxConfig, PodSandboxStatusRequest, RemoveContainerRequest, RunPodSandboxRequest,
-    UpdateContainerResourcesRequest,
-};
+use rkube_cri::v1::{PodSandboxConfig, PodSandboxStatusRequest, RunPodSandboxRequest, UpdateContainerResourcesRequest};
 
 use tokio_util::sync::CancellationToken;
 
@@ -347,8 +344,7 @@ impl Runtime {
                 if !matches!(status.state, State::Exited | State::Unknown) {
                     continue;
                 }
-                let request = RemoveContainerRequest { container_id: status.id.clone() };
-                if let Err(error) = self.service.remove_container(request).await {
+                if let Err(error) = self.remove_container(&status.id).await {
                     tracing::warn!(pod = %pod.key(), container = container.name, %error, "Ended init container was not removed");
                 }
             }

@@ -9,6 +9,7 @@ mod metrics;
 mod node_logs;
 pub mod stats;
 mod streams;
+mod summary;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,7 +45,7 @@ type Answer = Response<Body>;
 pub struct KubeletServer {
     inner: Arc<Inner>,
     access: Arc<dyn Access>,
-    stats: Arc<stats::Sampler>,
+    stats: Arc<summary::Sampler>,
 }
 
 impl KubeletServer {
