@@ -28,6 +28,8 @@ pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), PkiError> {
 
 fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    // Of a name alone the parent is empty, which is no folder.
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     create_folder(folder)?;
     let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
     name.push(".tmp");

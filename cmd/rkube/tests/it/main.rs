@@ -4,5 +4,6 @@
 mod bad_input;
 mod bad_machine;
 mod commands;
+mod datastore;
 mod join;
 mod process;

@@ -218,6 +218,12 @@ impl Server {
         assert!(done.success());
     }
 
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// SIGTERM; the exit code.
     pub(crate) fn stop(mut self) -> Option<i32> {
         self.signal("TERM");

@@ -4,7 +4,8 @@
 //! Behaves as staging/src/k8s.io/apiserver/pkg/storage/etcd3/store.go, v1.36, where it speaks to etcd: writes are
 //! transactions that compare `mod_revision`, lists are ranges in pages at one revision.
 //!
-//! Reads are repeated while etcd has no leader or cannot be reached, for as long as `READ_PATIENCE`. A write is
+//! Reads are repeated while etcd has no leader or cannot be reached, until it has been away for `PATIENCE`; from then
+//! on each fails after one short attempt, so that a request that needs several does not wait for each. A write is
 //! repeated only when it certainly did not happen; else its outcome is `Unknown`, never a guess.
 
 mod failure;
@@ -22,6 +23,7 @@ use etcd_client::{
 };
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use rkube_apimachinery::clock::SharedClock;
 use tokio::sync::{OnceCell, watch as signal};
 
@@ -34,8 +36,10 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// One attempt at a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
-/// All attempts at a read, or at a write that certainly did not happen.
-const READ_PATIENCE: Duration = Duration::from_secs(5);
+/// How long etcd may be away before reads, and writes that certainly did not happen, fail at once.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// One attempt at a request when etcd has been away for longer.
+const AWAY_TIMEOUT: Duration = Duration::from_secs(1);
 const BACKOFF: std::ops::Range<Duration> = Duration::from_millis(20)..Duration::from_millis(500);
 /// A peer that is gone without a word is noticed after the sum of these.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
@@ -92,6 +96,8 @@ struct Shared {
     /// Counts requests for progress; watches listen to it.
     progress: signal::Sender<u64>,
     orders_progress: OnceCell<bool>,
+    /// Since when etcd has answered nothing, by the clock's `monotonic`.
+    away_since: Mutex<Option<Duration>>,
 }
 
 impl std::fmt::Debug for EtcdStorage {
@@ -130,6 +136,7 @@ impl EtcdStorage {
             compacted: AtomicU64::new(0),
             progress: signal::Sender::new(0),
             orders_progress: OnceCell::new(),
+            away_since: Mutex::new(None),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -174,27 +181,45 @@ impl EtcdStorage {
 }
 
 impl Shared {
+    /// How long etcd has been away.
+    fn away(&self) -> Duration {
+        let since = *self.away_since.lock();
+        since.map_or(Duration::ZERO, |since| self.clock.monotonic().saturating_sub(since))
+    }
+
+    /// Learns from the end of an attempt that began at `began` whether etcd is there.
+    fn note(&self, began: Duration, failure: Option<&Failure>) {
+        let mut since = self.away_since.lock();
+        match failure {
+            Some(failure) if failure.is_passing() => {
+                since.get_or_insert(began);
+            }
+            _ => *since = None,
+        }
+    }
+
     /// Asks again while `again` says so and patience lasts.
     async fn repeat<T, F>(&self, ask: impl Fn(KvClient) -> F, again: fn(&Failure) -> bool) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
         let mut wait = BACKOFF.start;
-        let mut waited = Duration::ZERO;
         loop {
-            let failure = match tokio::time::timeout(REQUEST_TIMEOUT, ask(self.kv.clone())).await {
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(error)) => Failure::new(error),
-                Err(_) => {
-                    waited += REQUEST_TIMEOUT;
-                    Failure::TimedOut
+            let began = self.clock.monotonic();
+            let limit = PATIENCE.saturating_sub(self.away()).clamp(AWAY_TIMEOUT, REQUEST_TIMEOUT);
+            let failure = match tokio::time::timeout(limit, ask(self.kv.clone())).await {
+                Ok(Ok(answer)) => {
+                    self.note(began, None);
+                    return Ok(answer);
                 }
+                Ok(Err(error)) => Failure::new(error),
+                Err(_) => Failure::TimedOut,
             };
-            if !again(&failure) || waited >= READ_PATIENCE {
+            self.note(began, Some(&failure));
+            if !again(&failure) || self.away() >= PATIENCE {
                 return Err(failure);
             }
             self.clock.sleep(wait).await;
-            waited += wait;
             wait = (wait * 2).min(BACKOFF.end);
         }
     }
