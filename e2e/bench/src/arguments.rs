@@ -6,7 +6,8 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::workloads::{
-    create, deploy, fake_nodes, get, idle, informers, job, list, namespace, restart, schedule, watch,
+    create, deploy, fake_nodes, get, idle, idle_watches, informers, job, list, namespace, restart, schedule, stored,
+    watch,
 };
 
 /// Measures any Kubernetes API server, and plays nodes for it.
@@ -45,6 +46,10 @@ pub(crate) enum Workload {
     Watch(watch::Options),
     /// Start many informers on large Secrets at once
     Informers(informers::Options),
+    /// Store many objects: the server's memory for each
+    Stored(stored::Options),
+    /// Open many watches of nothing: the server's memory for each
+    IdleWatches(idle_watches::Options),
     /// Play nodes until interrupted: heartbeats, and pods that run as told
     FakeNodes(fake_nodes::Options),
     /// Scale a Deployment up and down on fake nodes
@@ -70,6 +75,8 @@ impl Arguments {
             Workload::List(options) => options.check(),
             Workload::Watch(options) => options.check(),
             Workload::Informers(options) => options.check(),
+            Workload::Stored(options) => options.check(&self.output.pids),
+            Workload::IdleWatches(options) => options.check(&self.output.pids),
             Workload::FakeNodes(options) => options.check(),
             Workload::Deploy(options) => options.check(),
             Workload::Job(options) => options.check(),

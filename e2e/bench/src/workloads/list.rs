@@ -11,7 +11,7 @@ use crate::report::{Report, mib};
 use crate::stats::Histogram;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Resource {
+pub(crate) enum Resource {
     /// Never scheduled: their scheduler does not exist
     Pods,
     #[value(name = "configmaps")]
@@ -50,20 +50,7 @@ impl Options {
 pub(crate) async fn run(options: &Options, bench: &Bench) -> Result<Report> {
     let Options { resource, objects, size, repeat, resource_version, .. } = options;
     let work = async |namespace: &str| {
-        let (path, bytes) = (format!("/api/v1/namespaces/{namespace}"), *size);
-        let path = match resource {
-            Resource::Pods => format!("{path}/pods"),
-            Resource::ConfigMaps => format!("{path}/configmaps"),
-        };
-        let is_pod = *resource == Resource::Pods;
-        if is_pod {
-            bench.cluster.ready_for_pods(namespace).await?;
-        }
-        let body = move |index| {
-            let name = format!("o-{index:09}");
-            if is_pod { pod(&name, bytes) } else { config_map(&name, bytes) }
-        };
-        bench.prepare("created", *objects, &path, body).await?;
+        let path = prepare(bench, *resource, namespace, *objects, *size).await?;
         let url = format!("{path}?resourceVersion={resource_version}");
         let progress = bench.progress("listed");
         let ticker = progress.ticker();
@@ -93,6 +80,31 @@ pub(crate) async fn run(options: &Options, bench: &Bench) -> Result<Report> {
         .latencies("last byte", &last)
         .usage(used, *repeat);
     Ok(report)
+}
+
+/// Creates objects; the path of their collection.
+pub(crate) async fn prepare(
+    bench: &Bench,
+    resource: Resource,
+    namespace: &str,
+    objects: u64,
+    size: usize,
+) -> Result<String> {
+    let path = format!("/api/v1/namespaces/{namespace}");
+    let path = match resource {
+        Resource::Pods => format!("{path}/pods"),
+        Resource::ConfigMaps => format!("{path}/configmaps"),
+    };
+    let is_pod = resource == Resource::Pods;
+    if is_pod {
+        bench.cluster.ready_for_pods(namespace).await?;
+    }
+    let body = move |index| {
+        let name = format!("o-{index:09}");
+        if is_pod { pod(&name, size) } else { config_map(&name, size) }
+    };
+    bench.prepare("created", objects, &path, body).await?;
+    Ok(path)
 }
 
 /// One list: when its first byte came, and how many there were.

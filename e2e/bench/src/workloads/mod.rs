@@ -5,12 +5,14 @@ pub(crate) mod deploy;
 pub(crate) mod fake_nodes;
 pub(crate) mod get;
 pub(crate) mod idle;
+pub(crate) mod idle_watches;
 pub(crate) mod informers;
 pub(crate) mod job;
 pub(crate) mod list;
 pub(crate) mod namespace;
 pub(crate) mod restart;
 pub(crate) mod schedule;
+pub(crate) mod stored;
 pub(crate) mod watch;
 
 use anyhow::{Context, Result, ensure};
@@ -23,7 +25,7 @@ use crate::arguments::{Arguments, Output, Workload};
 use crate::cluster::{Cluster, Target, interruptible};
 use crate::load::{self, Plan};
 use crate::nodes::{Behaviour, FakeNodes, Shape};
-use crate::process::Usage;
+use crate::process::{self, Usage};
 use crate::progress::{Progress, Ticker};
 use crate::report::Report;
 
@@ -42,6 +44,12 @@ pub(crate) async fn run(arguments: Arguments) -> Result<Option<Report>> {
         Workload::Watch(options) => watch::run(&options, &Bench::connect(&options.target, &output).await?).await,
         Workload::Informers(options) => {
             informers::run(&options, &Bench::connect(&options.target, &output).await?).await
+        }
+        Workload::Stored(options) => stored::run(&options, &Bench::connect(&options.target, &output).await?).await,
+        Workload::IdleWatches(options) => {
+            // Connections are part of what watches cost, so memory is looked at before there are any.
+            let before = process::memory(&output.pids)?;
+            idle_watches::run(&options, &Bench::connect(&options.target(), &output).await?, before).await
         }
         Workload::Deploy(options) => deploy::run(&options, &Bench::connect(&options.target, &output).await?).await,
         Workload::Job(options) => job::run(&options, &Bench::connect(&options.target, &output).await?).await,
