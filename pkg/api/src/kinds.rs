@@ -24,10 +24,18 @@ macro_rules! kinds {
             }
 
             fn decode(json: &[u8]) -> Result<Self, crate::kind::DecodeError> {
-                serde_json::from_slice(json).map_err(|source| crate::kind::DecodeError { kind: $kind, source })
+                serde_json::from_slice(json).or_else(|source| {
+                    // Times that must be there and are null are rare enough to be looked for only then.
+                    let mut value = serde_json::from_slice(json).unwrap_or_default();
+                    if !crate::zero_times::fill(&mut value, $group, $version, $kind) {
+                        return Err(crate::kind::DecodeError { kind: $kind, source });
+                    }
+                    serde_json::from_value(value).map_err(|source| crate::kind::DecodeError { kind: $kind, source })
+                })
             }
 
-            fn from_value(value: serde_json::Value) -> Result<Self, crate::kind::DecodeError> {
+            fn from_value(mut value: serde_json::Value) -> Result<Self, crate::kind::DecodeError> {
+                crate::zero_times::fill(&mut value, $group, $version, $kind);
                 serde_json::from_value(value).map_err(|source| crate::kind::DecodeError { kind: $kind, source })
             }
 

@@ -20,6 +20,7 @@ mod span;
 pub mod table;
 pub mod taints;
 pub mod volumes;
+mod zero_times;
 
 pub use k8s_openapi::ByteString;
 pub use k8s_openapi::api as k8s;

@@ -1,7 +1,6 @@
 //! Who owns which fields: the place of managed fields in the write path.
 //!
-//! Ownership is recorded in the stored version, also for clients that speak another one: the fields of the
-//! stored version are what is there to own.
+//! Ownership is recorded in the version that the client speaks; what others own is converted to it to be compared.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,6 +12,7 @@ use rkube_apimachinery::schema::{SchemaSet, TypeId};
 use rkube_apimachinery::status::ApiStatus;
 use serde_json::Value;
 
+use crate::store::convert::Version;
 use crate::strategy::SharedStrategy;
 use crate::subresource::scale::ScalePaths;
 
@@ -29,15 +29,17 @@ pub(crate) struct Ownership {
 }
 
 impl Ownership {
+    /// `versions` are all that are served, as `apiVersion` has them.
     pub(crate) fn new<'a>(
         gvk: GroupVersionKind,
         ty: TypeId,
+        versions: &[String],
         strategies: impl IntoIterator<Item = (&'a str, &'a SharedStrategy)>,
     ) -> Self {
         let reset = |strategy: &SharedStrategy| {
             let fields = strategy.reset_fields();
-            let filter = (!fields.is_empty()).then(|| (gvk.api_version(), Filter::exclude(fields)));
-            filter.into_iter().collect()
+            let versions = versions.iter().filter(|_| !fields.is_empty());
+            versions.map(|version| (version.clone(), Filter::exclude(fields))).collect()
         };
         let resets = strategies.into_iter().map(|(name, strategy)| (name.to_owned(), reset(strategy))).collect();
         Self { gvk, ty, resets, none: ResetFields::new() }
@@ -52,6 +54,9 @@ impl Ownership {
 /// One write, as the owner of fields sees it.
 pub(crate) struct Write<'a> {
     pub(crate) ownership: &'a Ownership,
+    /// What the client speaks, and its type.
+    pub(crate) version: &'a Version,
+    pub(crate) ty: TypeId,
     pub(crate) schema: &'a SchemaSet,
     pub(crate) manager: &'a str,
     pub(crate) subresource: &'a str,
@@ -63,23 +68,39 @@ impl Write<'_> {
         let ownership = self.ownership;
         FieldManager {
             schemas: self.schema,
-            ty: ownership.ty,
-            gvk: &ownership.gvk,
+            ty: self.ty,
+            gvk: self.version.requested(),
             subresource: self.subresource,
             reset_fields: ownership.resets.get(self.subresource).unwrap_or(&ownership.none),
             converter: &BuiltinVersions,
         }
     }
 
-    /// Records the changes of a create, an update or a patch.
+    /// Records the changes of a create, an update or a patch. Both objects are in the stored version.
     pub(crate) fn update(&self, live: Option<&Value>, new: &mut Value) {
-        self.manager().update(live, new, self.manager, self.now);
+        if self.version.is_stored() {
+            self.manager().update(live, new, self.manager, self.now);
+            return;
+        }
+        let live = self.spoken(live);
+        let mut spoken = self.version.of_stored(new.clone());
+        self.manager().update(live.as_ref(), &mut spoken, self.manager, self.now);
+        new.set_managed_fields(spoken.managed_fields().to_vec());
     }
 
-    /// Applies a configuration. The result has no defaults yet.
+    /// Applies a configuration, which is in the client's version. The result is in the stored one and has no defaults
+    /// yet.
     pub(crate) fn apply(&self, live: Option<&Value>, config: &Value, force: bool) -> Result<Value, ApiStatus> {
-        let applied = self.manager().apply(live, config, self.manager, force, self.now)?;
-        Ok(applied.or_else(|| live.cloned()).unwrap_or_default())
+        let spoken = if self.version.is_stored() { None } else { self.spoken(live) };
+        let applied = self.manager().apply(spoken.as_ref().or(live), config, self.manager, force, self.now)?;
+        match applied {
+            Some(applied) if !self.version.is_stored() => self.version.to_stored(applied),
+            applied => Ok(applied.or_else(|| live.cloned()).unwrap_or_default()),
+        }
+    }
+
+    fn spoken(&self, stored: Option<&Value>) -> Option<Value> {
+        stored.map(|stored| self.version.of_stored(stored.clone()))
     }
 }
 

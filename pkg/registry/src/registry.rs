@@ -366,7 +366,8 @@ fn add_stores(
     let gvk = GroupVersionKind::new(stored.group.as_ref(), stored.version.as_ref(), stored.kind.as_ref());
     let ty = rows.iter().find(|row| row.gvk() == gvk).unwrap_or(row).schema;
     let all = strategies.subresources.iter().map(|(name, strategy)| (*name, strategy));
-    let ownership = Ownership::new(gvk, ty, all.chain([("", &strategies.main)]));
+    let versions: Vec<String> = rows.iter().map(|row| row.group_version().to_string()).collect();
+    let ownership = Ownership::new(gvk, ty, &versions, all.chain([("", &strategies.main)]));
     let core = Arc::new(Core {
         ownership,
         shared: shared.clone(),

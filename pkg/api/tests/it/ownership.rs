@@ -1,7 +1,5 @@
 //! Patches and field ownership over every built-in kind, with upstream's fully populated objects.
 
-use std::path::PathBuf;
-
 use jiff::Timestamp;
 use rkube_api::{schema, type_of};
 use rkube_apimachinery::gvk::GroupVersionKind;
@@ -11,15 +9,9 @@ use rkube_apimachinery::patch::strategic;
 use rkube_apimachinery::schema::TypeId;
 use serde_json::{Value, json};
 
-use crate::fixture;
-
 /// Every golden object of a kind with metadata.
 fn objects() -> Vec<(GroupVersionKind, TypeId, Value)> {
-    // Says so if there are none.
-    if fixture("objects/core.v1.Pod.json").is_none() {
-        return Vec::new();
-    }
-    let folder = PathBuf::from(std::env::var_os("RKUBE_FIXTURES").expect("it was there just now")).join("objects");
+    let folder = rkube_testing::golden::folder().join("objects");
     let mut out = Vec::new();
     for entry in std::fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("an entry").path();
@@ -57,7 +49,7 @@ fn manager<'a>(gvk: &'a GroupVersionKind, ty: TypeId, reset_fields: &'a ResetFie
 }
 
 #[test]
-fn every_kind_can_be_applied_and_applied_again() {
+fn golden_objects_can_be_applied_and_applied_again() {
     let none = ResetFields::new();
     for (gvk, ty, mut object) in objects() {
         object.set_managed_fields(Vec::new());
@@ -86,7 +78,7 @@ fn every_kind_can_be_applied_and_applied_again() {
 }
 
 #[test]
-fn every_kind_is_owned_by_its_creator_and_not_by_who_changes_nothing() {
+fn golden_objects_are_owned_by_their_creator_and_not_by_who_changes_nothing() {
     let none = ResetFields::new();
     for (gvk, ty, mut object) in objects() {
         object.set_managed_fields(Vec::new());
@@ -114,7 +106,7 @@ fn every_kind_is_owned_by_its_creator_and_not_by_who_changes_nothing() {
 }
 
 #[test]
-fn strategic_patches_of_every_kind_lead_to_their_target() {
+fn strategic_patches_of_golden_objects_lead_to_their_target() {
     for (gvk, ty, object) in objects() {
         let create = |from: &Value, to: &Value| {
             strategic::create(schema(), ty, from, to).unwrap_or_else(|error| panic!("{gvk}: {error}"))

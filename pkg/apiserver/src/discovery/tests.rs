@@ -1,20 +1,14 @@
 //! What is served by default equals upstream's golden documents, entry by entry.
 
-use std::path::PathBuf;
-
 use serde_json::Value;
 
 use super::legacy;
 use crate::catalog::Catalog;
 
-fn golden(file: &str) -> Option<Value> {
-    let Some(folder) = std::env::var_os("RKUBE_FIXTURES") else {
-        println!("RKUBE_FIXTURES is not set: discovery is not compared with golden data");
-        return None;
-    };
-    let path = PathBuf::from(folder).join("discovery").join(file);
+fn golden(file: &str) -> Value {
+    let path = rkube_testing::golden::folder().join("discovery").join(file);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    Some(serde_json::from_str(&text).expect("golden data is JSON"))
+    serde_json::from_str(&text).expect("golden data is JSON")
 }
 
 fn builtin() -> std::sync::Arc<Catalog> {
@@ -22,7 +16,7 @@ fn builtin() -> std::sync::Arc<Catalog> {
 }
 
 #[test]
-fn resource_lists_equal_upstreams() {
+fn resource_lists_are_golden() {
     let catalog = builtin();
     for group in catalog.groups() {
         for version in &group.versions {
@@ -31,7 +25,7 @@ fn resource_lists_equal_upstreams() {
             } else {
                 format!("apis__{}__{version}.json", group.name)
             };
-            let Some(golden) = golden(&file) else { return };
+            let golden = golden(&file);
             let ours = legacy::resources(&catalog, &group.name, version);
             assert_eq!(ours, golden, "{file}");
         }
@@ -39,9 +33,9 @@ fn resource_lists_equal_upstreams() {
 }
 
 #[test]
-fn the_aggregated_document_has_upstreams_groups_and_resources() {
+fn the_aggregated_document_has_golden_groups_and_resources() {
     let catalog = builtin();
-    let Some(golden) = golden("aggregated_v2.json") else { return };
+    let golden = golden("aggregated_v2.json");
     let ours: Value = serde_json::from_slice(catalog.documents().groups.json()).unwrap();
     for ours in ours["items"].as_array().unwrap() {
         let name = &ours["metadata"]["name"];
@@ -56,15 +50,15 @@ fn the_aggregated_document_has_upstreams_groups_and_resources() {
 }
 
 #[test]
-fn groups_equal_upstreams_in_those_served() {
+fn groups_that_are_served_are_golden() {
     let catalog = builtin();
-    let Some(golden) = golden("apis.json") else { return };
+    let golden_groups = golden("apis.json");
     let ours = legacy::groups(&catalog);
     let names = |list: &Value| -> Vec<String> {
         list["groups"].as_array().unwrap().iter().map(|group| group["name"].as_str().unwrap().to_owned()).collect()
     };
     let served = names(&ours);
-    let theirs: Vec<String> = names(&golden).into_iter().filter(|name| served.contains(name)).collect();
+    let theirs: Vec<String> = names(&golden_groups).into_iter().filter(|name| served.contains(name)).collect();
     assert_eq!(served, theirs);
-    assert_eq!(legacy::one_group(catalog.group("apps").unwrap()), super::tests::golden("apis__apps.json").unwrap());
+    assert_eq!(legacy::one_group(catalog.group("apps").unwrap()), golden("apis__apps.json"));
 }

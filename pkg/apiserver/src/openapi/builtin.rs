@@ -131,22 +131,18 @@ mod tests {
         assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");
     }
 
-    fn golden() -> Option<Value> {
-        let Some(folder) = std::env::var_os("RKUBE_FIXTURES") else {
-            println!("RKUBE_FIXTURES is not set: OpenAPI is not compared with golden data");
-            return None;
-        };
-        let path = std::path::PathBuf::from(folder).join("openapi/swagger.json");
-        Some(serde_json::from_slice(&std::fs::read(path).expect("golden data")).expect("JSON"))
+    fn golden() -> Value {
+        let path = rkube_testing::golden::folder().join("openapi/swagger.json");
+        serde_json::from_slice(&std::fs::read(path).expect("golden data")).expect("JSON")
     }
 
     /// Every type and field but those of lists is described in upstream's words.
     #[test]
-    fn types_and_fields_are_described() {
+    fn types_and_fields_have_golden_descriptions() {
         let catalog = Catalog::new(rkube_api::resources().to_vec(), rkube_api::groups());
         let document = Builtin.v2(&catalog);
         assert!(!document.protobuf.is_empty());
-        let Some(golden) = golden() else { return };
+        let golden = golden();
         let ours = parse(&document);
         for (name, definition) in ours["definitions"].as_object().unwrap() {
             if name.ends_with("List") || name.ends_with(".Patch") {
@@ -163,10 +159,10 @@ mod tests {
         }
     }
 
-    /// Operation ids and kinds of every path of ours are upstream's, where golden data is at hand.
+    /// Operation ids and kinds of every path of ours are upstream's.
     #[test]
-    fn operations_are_upstreams() {
-        let Some(golden) = golden() else { return };
+    fn operations_are_golden() {
+        let golden = golden();
         let catalog = Catalog::new(rkube_api::resources().to_vec(), rkube_api::groups());
         let ours = parse(&Builtin.v2(&catalog));
         let mut differences = Vec::new();

@@ -9,8 +9,6 @@ use rkube_codec::json::decode::{from_slice, from_value};
 use rkube_codec::{canonicalize, protobuf, yaml};
 use serde_json::Value;
 
-use crate::objects;
-
 struct Golden {
     name: String,
     json: Value,
@@ -19,9 +17,9 @@ struct Golden {
     path: PathBuf,
 }
 
-/// All objects, or an empty list where there is no golden data.
+/// All objects.
 fn all() -> Vec<Golden> {
-    let Some(folder) = objects() else { return Vec::new() };
+    let folder = rkube_testing::golden::folder().join("objects");
     let mut paths: Vec<PathBuf> = fs::read_dir(&folder)
         .expect("golden data is as described")
         .map(|entry| entry.expect("golden data is as described").path())

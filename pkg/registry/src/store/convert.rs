@@ -26,6 +26,10 @@ impl Version {
         self.requested == self.stored
     }
 
+    pub(crate) fn requested(&self) -> &GroupVersionKind {
+        &self.requested
+    }
+
     pub(crate) fn stored(&self) -> &GroupVersionKind {
         &self.stored
     }

@@ -42,11 +42,22 @@ impl Store {
         options.validate()?;
         let resource = self.row.group_resource();
         let dry_run = options.is_dry_run();
+        let key = self.key(target);
         let mut delete = Delete { store: self, context, target, options, resource: &resource, made: Made::Nothing };
-        let updated = self.core.guaranteed_update(&resource, &self.key(target), dry_run, &mut delete).await?;
+        let mut updated = self.core.guaranteed_update(&resource, &key, dry_run, &mut delete).await?;
+        let mut by_others = false;
+        if delete.made == Made::Ending && !dry_run {
+            delete.go_on_from(&updated.object);
+            match self.core.guaranteed_update(&resource, &key, false, &mut delete).await {
+                Ok(ended) => updated = ended,
+                // Somebody who saw the mark was faster.
+                Err(status) if status.is_not_found() => by_others = true,
+                Err(status) => return Err(status),
+            }
+        }
         let made = delete.made;
-        let gone = matches!(made, Made::Gone) || updated.change == ChangeMade::Deleted;
-        if gone && !dry_run {
+        let gone = by_others || matches!(made, Made::Gone | Made::Ending) || updated.change == ChangeMade::Deleted;
+        if gone && !dry_run && !by_others {
             self.core.hooks.after_delete(&updated.object).await;
         }
         self.deleted(&resource, updated, &made, gone)
@@ -142,6 +153,8 @@ enum Made {
     /// The object is on its way out already.
     Nothing,
     Marked,
+    /// Marked with no grace left: it is deleted next, and watchers see both, as with kube-apiserver.
+    Ending,
     Gone,
 }
 
@@ -186,6 +199,15 @@ impl Updater for Delete<'_> {
 }
 
 impl Delete<'_> {
+    /// The next attempt is about the object that this request has just marked.
+    fn go_on_from(&mut self, marked: &StoredObject) {
+        let preconditions = self.options.preconditions.get_or_insert_default();
+        preconditions.uid.get_or_insert_with(|| marked.selection.uid.clone());
+        if let Some(version) = &mut preconditions.resource_version {
+            *version = marked.revision.to_string();
+        }
+    }
+
     async fn admit(&self, existing: &Arc<StoredObject>) -> Result<(), ApiStatus> {
         let mut attributes = self.store.attributes(
             self.context,
@@ -229,6 +251,10 @@ impl Delete<'_> {
         let pending = object.finalizers().next().is_some();
         match grace {
             Grace::Seconds(seconds) if seconds > 0 || pending => {}
+            Grace::Seconds(_) => {
+                self.made = Made::Ending;
+                return self.put(object);
+            }
             _ if pending => self.mark_now(object),
             _ => {
                 self.made = Made::Gone;

@@ -157,8 +157,7 @@ impl PatchRequest {
             let Parsed::Apply(config) = &self.patch else {
                 return Err(ApiStatus::not_found(&store.row.group_resource(), &target.name));
             };
-            let new =
-                self.finish(request, request.managed().apply(None, &stored_config(request, config)?, self.force)?)?;
+            let new = self.finish(request, request.managed().apply(None, config, self.force)?)?;
             if !new.uid().is_empty() {
                 let text = format!(
                     "uid mismatch: the provided object specified uid {}, and no existing object was found",
@@ -169,7 +168,7 @@ impl PatchRequest {
             return Ok(new);
         };
         if let Parsed::Apply(config) = &self.patch {
-            let applied = request.managed().apply(Some(old), &stored_config(request, config)?, self.force)?;
+            let applied = request.managed().apply(Some(old), config, self.force)?;
             return self.finish(request, applied);
         }
         // The patch is written for the version the client speaks.
@@ -217,15 +216,5 @@ impl PatchRequest {
         metadata::ensure_namespace(&mut new, request.store.core.namespaced, &request.target.namespace)?;
         metadata::check_name(&new, &request.target.name)?;
         request.default(new)
-    }
-}
-
-/// A configuration in the stored version. One of another kind stays as it is, to be refused by name.
-fn stored_config(request: &WriteRequest<'_>, config: &Value) -> Result<Value, ApiStatus> {
-    let row = &request.store.row;
-    if config.gvk().is_some_and(|gvk| gvk == row.gvk()) {
-        request.store.version.to_stored(config.clone())
-    } else {
-        Ok(config.clone())
     }
 }

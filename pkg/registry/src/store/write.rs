@@ -79,6 +79,8 @@ impl<'a> WriteRequest<'a> {
         let core = &self.store.core;
         managed::Write {
             ownership: &core.ownership,
+            version: &self.store.version,
+            ty: if self.store.version.is_stored() { core.ownership.ty() } else { self.store.row.schema },
             schema: &core.schema,
             manager: self.field_manager,
             subresource: &self.target.subresource,

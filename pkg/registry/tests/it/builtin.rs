@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use expect_test::expect;
+use rkube_apimachinery::gvk::GroupVersionResource;
 use rkube_apimachinery::meta::Meta;
 use rkube_registry::Config;
-use rkube_registry::store::{Answer, Target};
+use rkube_registry::options::{CreateOptions, PatchOptions};
+use rkube_registry::store::{Answer, Patch, Target};
 use rkube_storage::memory::MemoryStorage;
 use serde_json::{Value, json};
 
@@ -45,6 +47,53 @@ async fn a_namespace_goes_when_its_content_is_gone() {
     store.update(&cluster.context, &finalize, ending, &Default::default()).await.expect("finalizes");
     let gone = store.get(&cluster.context, &target, &Default::default()).await;
     assert!(gone.is_err_and(|status| status.is_not_found()));
+}
+
+/// Fields are owned in the version that their manager speaks, and known in the others.
+#[tokio::test]
+async fn owners_are_recorded_in_the_version_they_speak() {
+    let cluster = cluster().await;
+    let store = |version: &str| {
+        let resource = GroupVersionResource::new("autoscaling", version, "horizontalpodautoscalers");
+        cluster.registry.store(&resource).expect("is served")
+    };
+    let config = |version: &str, spec: Value| {
+        let mut object = json!({
+            "apiVersion": format!("autoscaling/{version}"), "kind": "HorizontalPodAutoscaler", "metadata": {"name": "a"},
+            "spec": {"maxReplicas": 3, "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"}},
+        });
+        object["spec"].as_object_mut().expect("an object").extend(spec.as_object().expect("an object").clone());
+        object
+    };
+    let entries = |object: &Value| -> Vec<String> {
+        let entries = object.managed_fields().iter();
+        entries.map(|entry| format!("{} {}", entry["apiVersion"], entry["fieldsV1"]["f:spec"])).collect()
+    };
+    let body = config("v1", json!({"targetCPUUtilizationPercentage": 50}));
+    let options = CreateOptions { field_manager: "old".to_owned(), ..CreateOptions::default() };
+    let created = store("v1").create(&cluster.context, &Target::new("ns", ""), body, &options).await.expect("creates");
+    let Answer::Object(created) = created else { panic!("an object") };
+    expect![[r#"
+        [
+            "\"autoscaling/v1\" {\"f:maxReplicas\":{},\"f:minReplicas\":{},\"f:scaleTargetRef\":{},\"f:targetCPUUtilizationPercentage\":{}}",
+        ]
+    "#]]
+    .assert_debug_eq(&entries(&value(&created)));
+
+    let apply = |version: &str, spec: Value, force: bool| {
+        let options = PatchOptions { field_manager: "new".to_owned(), force: Some(force), ..PatchOptions::default() };
+        let patch = Patch::Apply(config(version, spec).to_string().into());
+        let (store, context) = (store(version), cluster.context.clone());
+        async move { store.patch(&context, &at("a"), patch, &options).await }
+    };
+    let conflict = apply("v2", json!({"maxReplicas": 9}), false).await.expect_err("conflicts");
+    expect![[r#"Apply failed with 1 conflict: conflict with "old" using autoscaling/v1: .spec.maxReplicas"#]]
+        .assert_eq(conflict.message());
+    let applied = apply("v2", json!({"maxReplicas": 9}), true).await.expect("forces");
+    expect![[r#"
+        "autoscaling/v2" {"f:maxReplicas":{},"f:scaleTargetRef":{"f:apiVersion":{},"f:kind":{},"f:name":{}}}
+        "autoscaling/v1" {"f:minReplicas":{},"f:scaleTargetRef":{},"f:targetCPUUtilizationPercentage":{}}"#]]
+    .assert_eq(&entries(&value(&applied.object)).join("\n"));
 }
 
 #[tokio::test]

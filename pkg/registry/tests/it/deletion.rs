@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rkube_apimachinery::meta::Meta;
 use rkube_registry::options::DeleteOptions;
-use rkube_registry::store::{Answer, Deleted};
+use rkube_registry::store::{Answer, Deleted, WatchEvent};
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, at, map, pod, value};
@@ -111,6 +111,26 @@ async fn a_pod_without_a_node_goes_at_once() {
     let deleted = cluster.delete("pods", "p", json!({})).await.expect("deletes");
     assert!(deleted.immediate);
     assert_eq!(object(&deleted).name(), "p");
+}
+
+#[tokio::test]
+async fn watchers_see_the_mark_before_an_object_goes_without_grace() {
+    let cluster = Cluster::new().await;
+    let created = cluster.create("pods", pod("p", "node")).await.expect("creates");
+    let from = json!({"resourceVersion": created.resource_version()});
+    let mut watch = cluster.watch("pods", "ns", from).await.expect("watches");
+    let exact = json!({
+        "gracePeriodSeconds": 0,
+        "preconditions": {"uid": created.uid(), "resourceVersion": created.resource_version()},
+    });
+    let deleted = cluster.delete("pods", "p", exact).await.expect("deletes");
+    assert!(deleted.immediate);
+    let Some(WatchEvent::Modified(marked)) = watch.event().await else { panic!("the mark comes first") };
+    let marked = value(&marked);
+    assert_eq!(marked.deletion_grace_period_seconds(), Some(0));
+    assert_eq!(marked["metadata"]["deletionTimestamp"], "2026-01-02T03:04:05Z");
+    let Some(WatchEvent::Deleted(gone)) = watch.event().await else { panic!("then it goes") };
+    assert_eq!(value(&gone).deletion_grace_period_seconds(), Some(0));
 }
 
 #[tokio::test]
