@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
@@ -35,6 +36,8 @@ pub(crate) async fn compact(shared: Arc<Shared>, interval: Duration, stop: Cance
     while stop.run_until_cancelled(shared.clock.sleep(interval)).await.is_some() {
         // A datastore in which nothing happens is left alone.
         if let Some(revision) = before.filter(|revision| *revision > compacted) {
+            // Before: what is refused here though storage still has it is read from there.
+            shared.compacted.fetch_max(revision.0, Ordering::Relaxed);
             match shared.storage.compact(revision).await {
                 // Compacted already: another server was first.
                 Ok(()) | Err(StorageError::Compacted { .. }) => compacted = revision,

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -100,6 +101,8 @@ pub(crate) struct Shared {
     pub(crate) feed: Arc<Feed>,
     pub(crate) metrics: RegistryMetrics,
     pub(crate) token_signer: Option<Arc<dyn TokenSigner>>,
+    /// What was before this revision is not told any more, also where it is still known.
+    pub(crate) compacted: AtomicU64,
     /// Stores find one another here: an eviction its budgets, a token its pod. Emptied when the registry goes.
     stores: ArcSwap<Stores>,
 }
@@ -146,6 +149,7 @@ impl Registry {
             feed,
             metrics: RegistryMetrics::default(),
             token_signer: config.token_signer.clone(),
+            compacted: AtomicU64::default(),
             stores: ArcSwap::default(),
         });
         let allocators = Allocators::new(&shared, &config);

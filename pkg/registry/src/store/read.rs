@@ -8,6 +8,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -167,7 +168,9 @@ impl Store {
     /// A page of the state at `revision`: from a kept snapshot, or from storage's history.
     async fn list_at(&self, revision: u64, scan: &Scan<'_>, continued: bool) -> Result<ListPage, ApiStatus> {
         let progress = self.core.shared.feed.progress();
-        if let Some(snapshot) = self.core.cache.snapshot_at(revision, progress) {
+        // A client relies on the end of its token as etcd would tell it, be the state known here or not.
+        let told = revision >= self.core.shared.compacted.load(Ordering::Relaxed);
+        if told && let Some(snapshot) = self.core.cache.snapshot_at(revision, progress) {
             return Ok(self.page(&snapshot, scan));
         }
         match self.page_from_history(revision, scan).await {
