@@ -140,7 +140,7 @@ impl State {
             self.queue.failed(&info.uid, now);
         }
         if was_assumed {
-            self.queue.pod_removed(info, &self.cluster.namespaces, now);
+            self.queue.pod_removed(info, &self.cluster, now);
         }
         true
     }
@@ -184,11 +184,11 @@ impl State {
             // Room that was kept for it is free.
             return promised && {
                 let info = PodInfo::new(Arc::new(pod.clone()));
-                self.queue.pod_removed(&info, &self.cluster.namespaces, now)
+                self.queue.pod_removed(&info, &self.cluster, now)
             };
         };
         self.cluster.remove_pod(uid);
-        self.queue.pod_removed(&info, &self.cluster.namespaces, now)
+        self.queue.pod_removed(&info, &self.cluster, now)
     }
 
     fn pod_on_node(&mut self, pod: &Arc<Pod>, node: &str, now: Duration) -> bool {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use expect_test::expect;
 use rkube_api::k8s::core::v1::{ConfigMap, Namespace, NamespaceSpec, Pod};
 use rkube_client::DeleteOptions;
+use serde_json::json;
 
 use super::NAMESPACE;
 use crate::testing::{World, metadata, run_pod, survives_any_crash};
@@ -76,6 +77,31 @@ async fn pods_go_first_and_finalizers_are_waited_for() {
     world.api.remove::<ConfigMap>("doomed", "settings");
     world.run_for(Duration::from_secs(30)).await;
     expect!["namespaces other configmaps other pods "].assert_eq(&outcome(&world));
+}
+
+#[tokio::test]
+async fn custom_resources_go_too() {
+    let mut world = arrange();
+    let verbs = ["list", "watch", "delete", "deletecollection", "get"];
+    world.api.set_raw(
+        "/apis",
+        json!({"items": [{"metadata": {"name": "example.com"}, "versions": [{"version": "v1", "freshness": "Current", "resources": [{
+            "resource": "widgets", "scope": "Namespaced", "verbs": verbs,
+            "responseKind": {"group": "example.com", "version": "v1", "kind": "Widget"},
+        }]}]}]}),
+    );
+    for namespace in ["doomed", "other"] {
+        let metadata = json!({"name": "w", "namespace": namespace});
+        let widget = json!({"apiVersion": "example.com/v1", "kind": "Widget", "metadata": metadata});
+        world.api.put_value("widgets", widget);
+    }
+    world.start();
+    delete(&world).await;
+    world.run_for(Duration::from_secs(30)).await;
+    expect!["namespaces other configmaps other pods "].assert_eq(&outcome(&world));
+    let left = world.api.list_values("example.com", "widgets");
+    let left: Vec<_> = left.iter().map(|widget| widget["metadata"]["namespace"].clone()).collect();
+    assert_eq!(left, ["other"]);
 }
 
 #[tokio::test]

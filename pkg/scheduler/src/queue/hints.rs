@@ -6,8 +6,9 @@
 use rkube_api::k8s::core::v1::Node;
 use rkube_api::pod_resources;
 
+use crate::cluster::Cluster;
 use crate::model::node_affinity::{self, NodeLabels};
-use crate::model::pod::{Namespaces, PodInfo};
+use crate::model::pod::{Namespaces, PodInfo, node_name};
 use crate::model::resources::Resources;
 use crate::model::selector::{LabelsOf, compile};
 use crate::model::taints;
@@ -24,7 +25,8 @@ pub(crate) enum Event<'a> {
     NodeRemoved,
     /// A pod came to a node, left it, or changed there.
     PodAdded(&'a PodInfo, &'a Namespaces),
-    PodRemoved(&'a PodInfo, &'a Namespaces),
+    /// With what is left.
+    PodRemoved(&'a PodInfo, &'a Cluster),
     PodUpdated {
         old: &'a PodInfo,
         new: &'a PodInfo,
@@ -122,6 +124,24 @@ fn increased(wanted: &Resources, old: &Resources, new: &Resources) -> bool {
         || wanted.scalars.iter().any(|(name, _)| new.scalar(name) > old.scalar(name))
 }
 
+/// Whether the node that `gone` left may have room for the pod now. Of extended resources nothing is said.
+/// Differs from upstream, where every pod that leaves a node brings back all that are refused for want of room.
+fn has_room(gone: &PodInfo, cluster: &Cluster, pod: &PodInfo) -> bool {
+    // Who can take the place of others looks at more than free room.
+    if cluster.lowest_priority().is_some_and(|lowest| lowest < pod.priority) {
+        return true;
+    }
+    let node = node_name(&gone.pod).and_then(|name| cluster.node(cluster.slot_of(name)?));
+    node.is_none_or(|node| {
+        let (wanted, all, used) = (&pod.requests, &node.allocatable, &node.requested);
+        let lacks = |wanted: i64, all: i64, used: i64| wanted > 0 && wanted > all - used;
+        !(lacks(wanted.milli_cpu, all.milli_cpu, used.milli_cpu)
+            || lacks(wanted.memory, all.memory, used.memory)
+            || lacks(wanted.ephemeral_storage, all.ephemeral_storage, used.ephemeral_storage))
+            && (node.pods.len() as i64) < node.pods_max
+    })
+}
+
 fn fit(event: &Event<'_>, pod: &PodInfo) -> bool {
     match event {
         Event::NodeAdded(node) => {
@@ -136,7 +156,7 @@ fn fit(event: &Event<'_>, pod: &PodInfo) -> bool {
             let ((before, pods_before), (after, pods)) = (allocatable(old), allocatable(new));
             pods > 0 && fits(&pod.requests, &after) && (pods > pods_before || increased(&pod.requests, &before, &after))
         }
-        Event::PodRemoved(..) => true,
+        Event::PodRemoved(gone, cluster) => has_room(gone, cluster, pod),
         Event::PodUpdated { old, new } => increased(&pod.requests, &new.requests, &old.requests),
         _ => false,
     }
@@ -157,7 +177,8 @@ fn spread(event: &Event<'_>, pod: &PodInfo) -> bool {
         Event::NodeUpdated { old, new } => {
             old.metadata.labels != new.metadata.labels || taints_of(old) != taints_of(new)
         }
-        Event::PodAdded(other, _) | Event::PodRemoved(other, _) => concerns(other),
+        Event::PodAdded(other, _) => concerns(other),
+        Event::PodRemoved(other, _) => concerns(other),
         Event::PodUpdated { old, new } => {
             concerns(old) != concerns(new) || old.is_terminating() != new.is_terminating()
         }
@@ -174,7 +195,8 @@ fn affinity(event: &Event<'_>, pod: &PodInfo) -> bool {
         Event::NodeAdded(_) | Event::NamespaceLabels => true,
         Event::NodeUpdated { old, new } => old.metadata.labels != new.metadata.labels,
         Event::PodAdded(other, namespaces) => wanted(other, namespaces),
-        Event::PodRemoved(other, namespaces) => {
+        Event::PodRemoved(other, cluster) => {
+            let namespaces = &cluster.namespaces;
             let own = pod.terms.iter().flat_map(|terms| &terms.required_anti);
             let held = other.terms.iter().flat_map(|terms| &terms.required_anti);
             own.into_iter().any(|term| term.pods.contains(other.member(namespaces)))

@@ -15,9 +15,10 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
+use crate::cluster::Cluster;
 use crate::config::{Profile, SchedulerConfig};
 use crate::metrics::metrics;
-use crate::model::pod::{Namespaces, PodInfo};
+use crate::model::pod::PodInfo;
 use crate::plugins::{Plugin, PluginSet, Point};
 use crate::queue::hints::Event;
 
@@ -242,8 +243,8 @@ impl Queue {
 
     /// A pod left its node. If it was the last victim of a pod, that one's room is there: it is tried at once.
     /// Whether a pod is ready now that was not.
-    pub(crate) fn pod_removed(&mut self, gone: &PodInfo, namespaces: &Namespaces, now: Duration) -> bool {
-        let event = Event::PodRemoved(gone, namespaces);
+    pub(crate) fn pod_removed(&mut self, gone: &PodInfo, cluster: &Cluster, now: Duration) -> bool {
+        let event = Event::PodRemoved(gone, cluster);
         let Some(preemptors) = self.preemptors.remove(&gone.uid) else { return self.event(&event, now) };
         let mut woken = false;
         for preemptor in preemptors {

@@ -109,8 +109,9 @@ async fn many_pods_that_fit_nowhere_do_not_hold_up_those_that_do() {
         });
         world.settle().await;
     }
-    let tried = world.api.take_actions().iter().filter(|action| action.to_string().contains("huge")).count();
-    assert_eq!(tried, 0);
+    let tried =
+        |world: &World| world.api.take_actions().iter().filter(|action| action.to_string().contains("huge")).count();
+    assert_eq!(tried(&world), 0);
     // An extended resource appears; the pod that waits for it is tried, and only when it is there.
     world.pod("gpu", "1", |pod| {
         pod["spec"]["containers"][0]["resources"]["requests"]["example.com/gpu"] = "1".into();
@@ -148,4 +149,27 @@ async fn a_refused_binding_is_told_and_tried_again_and_its_room_is_free_meanwhil
     world.api.remove::<Pod>("default", "other");
     world.run_for(Duration::from_secs(20)).await;
     assert_eq!(world.node_of("unlucky").as_deref(), Some("a"));
+}
+
+#[tokio::test]
+async fn room_that_is_too_small_brings_nobody_back() {
+    let mut world = World::new();
+    world.node("a", "8", |_| {});
+    for name in ["keeps", "leaves", "goes"] {
+        world.pod(name, if name == "goes" { "4" } else { "2" }, |pod| {
+            pod["spec"]["nodeName"] = "a".into();
+            pod["status"]["phase"] = "Running".into();
+        });
+    }
+    world.start();
+    world.settle().await;
+    world.pod("big", "6", |_| {});
+    world.run_for(Duration::from_secs(30)).await;
+    world.api.take_actions();
+    world.api.remove::<Pod>("default", "leaves");
+    world.run_for(Duration::from_secs(30)).await;
+    assert_eq!(world.api.take_writes(), "");
+    world.api.remove::<Pod>("default", "goes");
+    world.run_for(Duration::from_secs(2)).await;
+    assert_eq!(world.node_of("big").as_deref(), Some("a"));
 }
