@@ -329,7 +329,7 @@ fn dns(
         listen: vec![SocketAddr::new(cluster.dns, DNS_PORT)],
         cluster_domain: cluster.domain.clone(),
         resolv_conf: config.resolv_conf.clone(),
-        stub_domains: Vec::new(),
+        stub_domains: BTreeMap::new(),
     };
     let address = cluster.dns;
     component("dns", after, move |ready, shutdown| async move {

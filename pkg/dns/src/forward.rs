@@ -35,7 +35,7 @@ const UDP_REPLY_SIZE_MAX: usize = 4_096;
 
 /// Why nobody answered.
 #[derive(Debug, thiserror::Error)]
-pub enum ForwardError {
+pub(crate) enum ForwardError {
     #[error("{path} names no name server")]
     NoServers { path: PathBuf },
     #[error("no name server answered, the last was {server}")]
@@ -50,19 +50,19 @@ pub enum ForwardError {
 
 /// Names that certain servers know.
 #[derive(Clone, Debug)]
-pub struct StubDomain {
-    pub domain: Name,
-    pub servers: Vec<SocketAddr>,
+pub(crate) struct StubDomain {
+    pub(crate) domain: Name,
+    pub(crate) servers: Vec<SocketAddr>,
 }
 
 /// How a question came, and so is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
+pub(crate) enum Protocol {
     Udp,
     Tcp,
 }
 
-pub struct Forwarder {
+pub(crate) struct Forwarder {
     resolv_conf: PathBuf,
     /// Addresses of our own, which the file may name: asking them would go round in circles.
     own: Vec<IpAddr>,
@@ -85,7 +85,7 @@ struct Hosts {
 }
 
 impl Forwarder {
-    pub fn new(resolv_conf: PathBuf, own: Vec<IpAddr>, stubs: Vec<StubDomain>, clock: SharedClock) -> Self {
+    pub(crate) fn new(resolv_conf: PathBuf, own: Vec<IpAddr>, stubs: Vec<StubDomain>, clock: SharedClock) -> Self {
         Self {
             resolv_conf,
             own,
@@ -158,7 +158,7 @@ impl Forwarder {
 }
 
 /// The `nameserver` lines of a resolv.conf.
-pub fn name_servers(text: &str) -> Vec<SocketAddr> {
+pub(crate) fn name_servers(text: &str) -> Vec<SocketAddr> {
     text.lines()
         .filter_map(|line| {
             let mut words = line.split_whitespace();

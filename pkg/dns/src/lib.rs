@@ -9,7 +9,7 @@
 
 pub mod answer;
 mod cache;
-pub mod forward;
+mod forward;
 mod metrics;
 mod respond;
 pub mod server;

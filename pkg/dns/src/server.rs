@@ -1,11 +1,12 @@
 //! Listens for questions over UDP and TCP and replies.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hickory_proto::rr::Name;
 use parking_lot::Mutex;
 use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::task;
@@ -39,7 +40,8 @@ pub struct DnsConfig {
     pub listen: Vec<SocketAddr>,
     pub cluster_domain: String,
     pub resolv_conf: PathBuf,
-    pub stub_domains: Vec<StubDomain>,
+    /// The name servers of domains that those of the file do not know.
+    pub stub_domains: BTreeMap<String, Vec<SocketAddr>>,
 }
 
 /// Why the server does not run.
@@ -68,9 +70,19 @@ pub struct DnsServer {
 impl DnsServer {
     pub fn new(config: DnsConfig, zone: Arc<Zone>, clock: SharedClock) -> Result<Self, DnsError> {
         let own: Vec<IpAddr> = config.listen.iter().map(SocketAddr::ip).collect();
-        let authority = Authority::new(&config.cluster_domain, own.clone())
-            .map_err(|source| DnsError::Domain { domain: config.cluster_domain.clone(), source })?;
-        let forwarder = Forwarder::new(config.resolv_conf, own, config.stub_domains, clock.clone());
+        let no_domain = |domain: &str| {
+            let domain = domain.to_owned();
+            move |source| DnsError::Domain { domain, source }
+        };
+        let domain = config.cluster_domain;
+        let authority = Authority::new(&domain, own.clone()).map_err(no_domain(&domain))?;
+        let mut stubs = Vec::new();
+        for (domain, servers) in config.stub_domains {
+            let mut name = Name::from_ascii(&domain).map_err(no_domain(&domain))?;
+            name.set_fqdn(true);
+            stubs.push(StubDomain { domain: name, servers });
+        }
+        let forwarder = Forwarder::new(config.resolv_conf, own, stubs, clock.clone());
         let (cache, metrics) = (Cache::default(), Metrics::default());
         let responder = Arc::new(Responder { authority, zone, forwarder, cache, clock, metrics });
         Ok(Self { responder, listen: config.listen })

@@ -299,8 +299,8 @@ impl Worker {
         }
         let mut retired = self.ruleset.take_retired();
         if std::mem::take(&mut self.needs_full) {
-            let present = self.nft.chains()?;
-            retired.extend(present.into_iter().filter(|name| is_dynamic(name) && !self.ruleset.has_chain(name)));
+            let (present, known) = (self.nft.chains()?, self.ruleset.chain_names());
+            retired.extend(present.into_iter().filter(|name| is_dynamic(name) && !known.contains(name)));
         }
         // Kernels before 6.2 may still count the elements just removed as users: these chains then stay until
         // all is written the next time.

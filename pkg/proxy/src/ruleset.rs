@@ -424,8 +424,9 @@ impl Ruleset {
         std::mem::take(&mut self.retired).iter().map(Chain::name).collect()
     }
 
-    pub fn has_chain(&self, name: &str) -> bool {
-        self.chains.keys().chain(&self.retired).any(|chain| chain.name() == name)
+    /// The chains that there should be, or may still be.
+    pub fn chain_names(&self) -> HashSet<String> {
+        self.chains.keys().chain(&self.retired).map(Chain::name).collect()
     }
 
     /// Whether UDP flows may have to be forgotten since this was last asked.

@@ -12,7 +12,6 @@ use hickory_proto::rr::rdata::{A, SOA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use rkube_apimachinery::clock::SystemClock;
 use rkube_apimachinery::key::ObjectKey;
-use rkube_dns::forward::StubDomain;
 use rkube_dns::zone::{Endpoint, ServiceKind, ServiceRecord, Zone};
 use rkube_dns::{DnsConfig, DnsServer};
 use tokio_util::sync::CancellationToken;
@@ -41,12 +40,11 @@ async fn server(endpoints: u8, upstreams: Vec<SocketAddr>) -> (SocketAddr, Cance
         let alias = ServiceRecord { kind: ServiceKind::External(target.to_owned()), ..ServiceRecord::default() };
         zone.set_service(&ObjectKey::new("default", name), Some(alias));
     }
-    let domain = Name::from_ascii("example.").unwrap();
     let config = DnsConfig {
         listen: vec![([127, 0, 0, 1], 0).into()],
         cluster_domain: "cluster.local".to_owned(),
         resolv_conf: "/nonexistent".into(),
-        stub_domains: vec![StubDomain { domain, servers: upstreams }],
+        stub_domains: [("example".to_owned(), upstreams)].into(),
     };
     let stop = CancellationToken::new();
     let server = DnsServer::new(config, zone, SystemClock::shared()).unwrap();

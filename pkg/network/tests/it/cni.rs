@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 
 use rkube_network::cni::Code;
+use rkube_network::ipam::{Attachment, Ipam};
+use rkube_network::netlink::Socket;
 use rkube_network::node::{Backend, View};
 use serde_json::json;
 
@@ -49,6 +51,44 @@ fn called_twice_adds_once_and_deletes_without_complaint() {
     drop(host.pod("a", json!({})));
     let (again, _) = host.pod("a", json!({}));
     host.cni("CHECK", "a", Some(&again), json!({})).unwrap();
+    assert_eq!(host.device_count(), devices);
+}
+
+#[test]
+fn a_call_after_a_crash_anywhere_begins_anew() {
+    let host = single();
+    let directory = host.data.path();
+    // The first pod brings the bridge.
+    let devices = host.device_count() + 1;
+    let attachment = Attachment { container_id: "a".to_owned(), ifname: "eth0".to_owned() };
+    let pod = Space::new();
+    let add = || {
+        let address = address_of(&host.cni("ADD", "a", Some(&pod), json!({})).unwrap());
+        host.cni("CHECK", "a", Some(&pod), json!({})).unwrap();
+        assert_eq!(host.device_count(), devices + 1);
+        assert_eq!(Ipam::lock(directory).unwrap().reservations().len(), 1);
+        address
+    };
+    // After the reservation, before the device, with another file half written.
+    Ipam::lock(directory).unwrap().reserve(host.pods, &attachment, "vethgone", Vec::new()).unwrap();
+    std::fs::write(directory.join("new"), "{\"addr").unwrap();
+    let address = add();
+    // After the device, before its end in the pod had all it needs.
+    pod.within(|| {
+        let mut socket = Socket::route().unwrap();
+        let link = socket.link("eth0").unwrap().unwrap().index;
+        socket.delete_address(link, address.parse::<std::net::Ipv4Addr>().unwrap().into()).unwrap();
+    });
+    add();
+    // The records are lost and the device is not.
+    for entry in std::fs::read_dir(directory).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    add();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    host.cni("DEL", "a", Some(&pod), json!({})).unwrap();
     assert_eq!(host.device_count(), devices);
 }
 

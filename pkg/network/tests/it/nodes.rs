@@ -3,8 +3,8 @@
 use std::io::{Read, Write};
 
 use rkube_network::netlink::Socket;
-use rkube_network::netlink::route::PROTOCOL;
-use rkube_network::node::{Backend, Peer, View};
+use rkube_network::netlink::route::{PROTOCOL, Route};
+use rkube_network::node::{self, Backend, Network, Peer, View};
 use serde_json::json;
 
 use crate::host::Host;
@@ -100,4 +100,59 @@ fn host_ports_lead_to_the_pod_from_everywhere() {
     assert_eq!(error.message, "host port 8080 is in use by container a");
     a.cni("DEL", "a", Some(&pod), json!({})).unwrap();
     assert!(b.space.connect("192.0.2.1:8080").is_err());
+}
+
+#[test]
+fn a_host_network_that_overlaps_the_pods_is_refused_with_the_remedy() {
+    let (a, b) = (Host::new("10.42.0.0/24", "10.42.7.1"), Host::new("10.42.1.0/24", "10.42.7.2"));
+    a.wire(&b);
+    let network = Network {
+        backend: Backend::Vxlan,
+        cluster: "10.42.0.0/16".parse().unwrap(),
+        data_dir: a.data.path().to_owned(),
+    };
+    let devices = a.device_count();
+    let refused = a.space.within(|| node::ensure(&network, &view(&a, vec![peer(&b)])).unwrap_err().to_string());
+    assert_eq!(
+        refused,
+        "device wire0 has the address 10.42.7.1/24, which is inside the pods' network 10.42.0.0/16: \
+         give the cluster another one with --cluster-cidr, or the device another address"
+    );
+    assert_eq!(a.device_count(), devices);
+}
+
+fn ruleset(host: &Host) -> String {
+    host.space.within(|| {
+        let output = std::process::Command::new("nft").args(["list", "ruleset"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    })
+}
+
+#[test]
+fn removal_takes_all_that_is_ours_and_nothing_else() {
+    let (a, b) = (Host::new("10.42.0.0/24", "192.0.2.1"), Host::new("10.42.1.0/24", "192.0.2.2"));
+    a.wire(&b);
+    a.space.within(|| {
+        let table = "add table ip admin; add chain ip admin c { type nat hook prerouting priority -100; }; \
+                     add rule ip admin c tcp dport 9 redirect to :10";
+        assert!(std::process::Command::new("nft").arg(table).status().unwrap().success());
+        let mut socket = Socket::route().unwrap();
+        let foreign = Route { via: Some(b.address), protocol: 4, ..Route::new("198.51.100.0/24".parse().unwrap()) };
+        socket.replace_route(&foreign).unwrap();
+    });
+    let seen = |host: &Host| {
+        let routes = host.space.within(|| Socket::route().unwrap().routes().unwrap());
+        (host.device_count(), routes, ruleset(host))
+    };
+    let before = seen(&a);
+    a.ensure(Backend::Vxlan, &view(&a, vec![peer(&b)]));
+    let port = json!({"hostPort": 8080, "containerPort": 80, "protocol": "tcp"});
+    let (_pod, _) = a.pod("a", json!({"runtimeConfig": {"portMappings": [port]}}));
+    assert!(ruleset(&a).contains("table ip rkube"));
+    // Twice: what is gone is no error.
+    for _ in 0..2 {
+        a.space.within(|| node::uninstall(a.data.path()).unwrap());
+        assert_eq!(seen(&a), before);
+    }
+    assert!(rkube_network::ipam::Ipam::lock(a.data.path()).unwrap().reservations().is_empty());
 }

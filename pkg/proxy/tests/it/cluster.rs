@@ -68,7 +68,7 @@ impl Agent {
             listen: vec![SocketAddr::from((DNS, 53))],
             cluster_domain: "cluster.local".to_owned(),
             resolv_conf: "/nonexistent".into(),
-            stub_domains: Vec::new(),
+            stub_domains: std::collections::BTreeMap::new(),
         };
         let work = move || {
             let clock: SharedClock = SystemClock::shared();
