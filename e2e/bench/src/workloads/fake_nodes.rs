@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::Bench;
 use crate::cluster::Target;
@@ -29,14 +30,15 @@ impl Options {
 
 pub(crate) async fn run(options: &Options, bench: &Bench) -> Result<()> {
     let Options { target, count, shape, behaviour } = options;
+    // Before there is anything to remove: a signal that comes early ends the nodes, too.
+    let listen = |kind| signal(kind).context("listening for signals");
+    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
     let progress = bench.progress("pod reports");
     let mut nodes = FakeNodes::start(&bench.cluster, shape, *count, Some(behaviour), progress.ticker()).await?;
     say(&format!("{count} nodes from {} are ready; Ctrl-C ends and removes them", shape.name(0)));
-    let mut terminate =
-        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).context("listening for signals")?;
     tokio::select! {
         result = nodes.failed() => result?,
-        result = tokio::signal::ctrl_c() => result.context("listening for signals")?,
+        _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
     nodes.stop(target.keep).await
