@@ -426,7 +426,8 @@ fn run_kubeconfig(matches: &ArgMatches) -> Result<Said, CommandError> {
 fn run_check(matches: &ArgMatches) -> Result<Said, CommandError> {
     let wanted = if matches.get_flag("agent") {
         let values = Values::collect(Roles::Agent, matches, &environment())?;
-        Wanted::agent(Path::new(values.one("data-dir").unwrap_or_default()), &config::node(&values)?)
+        let data_dir = Path::new(values.one("data-dir").unwrap_or_default());
+        Wanted::agent(data_dir, config::port(&values, "lb-server-port"), &config::node(&values)?)
     } else {
         Wanted::server(&config::server(&settings(matches)?)?)
     };

@@ -3,9 +3,9 @@
 
 use std::fs;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use rkube_daemons::config::{AgentConfig, Datastore, NetworkBackend, NodeConfig, Secret, ServerConfig};
+use rkube_daemons::config::{AgentConfig, Datastore, NetworkBackend, NodeConfig, Secret, ServerConfig, read_text};
 
 use crate::values::{self, SettingsError, Values};
 
@@ -72,7 +72,13 @@ pub(crate) fn agent(values: &Values) -> Result<AgentConfig, SettingsError> {
                 .to_owned(),
         );
     };
-    Ok(AgentConfig { data_dir: path(values, "data-dir"), join: join.to_owned(), token, node: node(values)? })
+    Ok(AgentConfig {
+        data_dir: path(values, "data-dir"),
+        join: join.to_owned(),
+        token,
+        lb_server_port: port(values, "lb-server-port"),
+        node: node(values)?,
+    })
 }
 
 /// The node half of either role.
@@ -111,7 +117,6 @@ pub(crate) fn node(values: &Values) -> Result<NodeConfig, SettingsError> {
         cni_bin_dir: path(values, "cni-bin-dir"),
         cni_conf_dir: path(values, "cni-conf-dir"),
         resolv_conf: path(values, "resolv-conf"),
-        lb_server_port: port(values, "lb-server-port"),
         pod_logs_dir: path(values, "pod-logs-dir"),
         cgroup_root: text(values, "cgroup-root"),
         private_registry: path(values, "private-registry"),
@@ -131,6 +136,14 @@ fn datastore(values: &Values) -> Result<Datastore, SettingsError> {
     };
     let endpoints: Vec<String> = endpoints.split(',').map(|endpoint| endpoint.trim().to_owned()).collect();
     for endpoint in &endpoints {
+        // A password would go wherever the endpoint is shown; this text shows neither.
+        if endpoint.contains('@') {
+            return contradiction(
+                "datastore-endpoint holds a user name or password, by which etcd is not asked here: use datastore-certfile and \
+                 -keyfile"
+                    .to_owned(),
+            );
+        }
         if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
             return contradiction(format!(
                 "datastore-endpoint {endpoint:?} is not an http:// or https:// URL of etcd; other datastores are not supported"
@@ -149,7 +162,7 @@ fn token(values: &Values) -> Result<Option<Secret>, SettingsError> {
         (Some(token), None) => Ok(Some(Secret::new(token))),
         (None, Some(file)) => {
             let read = |source| SettingsError::Read { path: PathBuf::from(file), source };
-            Ok(Some(Secret::new(fs::read_to_string(file).map_err(read)?.trim())))
+            Ok(Some(Secret::new(read_text(Path::new(file)).map_err(read)?.trim())))
         }
         (None, None) => Ok(None),
     }
@@ -186,6 +199,6 @@ fn network(values: &Values, name: &str) -> Option<rkube_daemons::config::Cidr> {
     values::cidr(values.one(name)?)
 }
 
-fn port(values: &Values, name: &str) -> u16 {
+pub(crate) fn port(values: &Values, name: &str) -> u16 {
     values.one(name).and_then(|text| text.parse().ok()).unwrap_or_default()
 }

@@ -163,12 +163,12 @@ pub(crate) static SETTINGS: &[Setting] = &[
         Both,
         Text,
         ACCESS,
-        "Server: secret others join with, generated if not given. Agent: token to join with, from \
+        "Server: secret that servers on the same datastore and agents join with, generated if not given. Agent: token to join with, from \
          `<data-dir>/server/token` or `rkube token create`",
     )
     .secret(),
     setting("token-file", Both, Path, ACCESS, "File that holds the token"),
-    setting("agent-token", Server, Text, ACCESS, "Secret agents join with, if it is to differ from --token").secret(),
+    setting("agent-token", Server, Text, ACCESS, "Secret for agents only, beside --token, which is then for servers").secret(),
     setting("write-kubeconfig", Server, Path, ACCESS, "Where to write the admin kubeconfig")
         .default("/etc/rkube/rkube.yaml"),
     setting("write-kubeconfig-mode", Server, Mode, ACCESS, "Mode of the admin kubeconfig").default("0600"),
@@ -210,7 +210,14 @@ pub(crate) static SETTINGS: &[Setting] = &[
         .default("/etc/cni/net.d"),
     setting("resolv-conf", Both, Path, NODE, "DNS configuration for names outside the cluster")
         .default("/etc/resolv.conf"),
-    setting("lb-server-port", Both, Port, NODE, "Local port agents reach the servers through").default("6444"),
+    setting(
+        "lb-server-port",
+        Agent,
+        Port,
+        NODE,
+        "Local port through which this agent reaches whichever server of the cluster answers",
+    )
+    .default("6444"),
 ];
 
 /// The settings of one role, in the table's order.

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
+use rkube_daemons::config::read_text;
 use serde_json::Value;
 
 use crate::settings::{self, Form, Roles, Setting};
@@ -118,14 +119,15 @@ impl Values {
 
     fn read_file(&mut self, role: Roles, path: &Path) -> Result<(), SettingsError> {
         let read = |source| SettingsError::Read { path: path.to_owned(), source };
-        let text = fs::read_to_string(path).map_err(read)?;
+        let text = read_text(path).map_err(read)?;
         if text.trim().is_empty() {
             return Ok(());
         }
         // YAML 1.1, as kubectl reads it: 0640 is an octal number.
-        let options = serde_saphyr::options! { legacy_octal_numbers: true };
+        // An error shows no line of the file, which may hold a token.
+        let options = serde_saphyr::options! { legacy_octal_numbers: true, with_snippet: false };
         let value: Value = serde_saphyr::from_str_with_options(&text, options)
-            .map_err(|error| SettingsError::Yaml { path: path.to_owned(), detail: error.to_string() })?;
+            .map_err(|error| SettingsError::Yaml { path: path.to_owned(), detail: one_line(&error) })?;
         let entries = match value {
             Value::Null => return Ok(()),
             Value::Object(entries) => entries,
@@ -185,6 +187,10 @@ impl Values {
     pub(crate) fn origin(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(|given| given.origin.as_str()).filter(|origin| *origin != "default")
     }
+}
+
+fn one_line(error: &impl std::fmt::Display) -> String {
+    error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// The drop-ins in alphabetical order.

@@ -190,7 +190,17 @@ impl Inner {
             Some(user) => user,
             None => {
                 let connection = request.extensions().get::<Arc<ConnectionInfo>>().cloned();
-                self.authenticate(request.headers(), connection.as_deref()).await?
+                let known = self.authenticate(request.headers(), connection.as_deref()).await;
+                // HTTP/2 is costly to serve and easy to abuse (CVE-2023-44487): who guesses pays for the next guess with a
+                // handshake.
+                // Differs from upstream: the anonymous keep their connection. Clients there are that send the next
+                // request before they see its end, and fail; nodes that join read what everyone may.
+                if known.is_err()
+                    && let Some(connection) = connection
+                {
+                    connection.last_requests.cancel();
+                }
+                known?
             }
         };
         request.headers_mut().remove(header::AUTHORIZATION);

@@ -3,6 +3,9 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+/// How files that people write are read.
+pub use rkube_pki::files::text as read_text;
+
 /// A control plane, and by default a node on the same machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerConfig {
@@ -52,6 +55,8 @@ pub struct AgentConfig {
     /// `https://host:port`
     pub join: String,
     pub token: Secret,
+    /// On 127.0.0.1: behind it is whichever server answers.
+    pub lb_server_port: u16,
     pub node: NodeConfig,
 }
 
@@ -70,7 +75,6 @@ pub struct NodeConfig {
     pub cni_bin_dir: PathBuf,
     pub cni_conf_dir: PathBuf,
     pub resolv_conf: PathBuf,
-    pub lb_server_port: u16,
     pub pod_logs_dir: PathBuf,
     /// The cgroup pods are made under.
     pub cgroup_root: String,

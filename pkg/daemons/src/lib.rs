@@ -3,6 +3,7 @@
 mod address;
 pub mod admin;
 pub mod agent;
+mod balancer;
 pub mod component;
 pub mod config;
 mod fitness;

@@ -28,6 +28,7 @@ use rkube_network::node::{Backend, NetworkConfig, NodeNetwork};
 use rkube_pki::authority;
 use rkube_pki::tree::Names;
 use rkube_proxy::proxier::{Proxier, ProxierConfig};
+use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tracing::info_span;
 
@@ -45,7 +46,7 @@ const EVICTION_HARD: &str =
 const SERVER_DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a node knows of its cluster.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub(crate) struct ClusterFacts {
     pub(crate) dns: IpAddr,
     pub(crate) domain: String,
@@ -111,11 +112,11 @@ pub(crate) fn components(
     // Pods may have time to end when the machine stops, and need their names until then.
     all.push(dns(config, cluster, client.clone(), clock.clone(), after));
     let certs = agent_folder.join("etc/containerd/certs.d");
-    let mut settings = kubelet_config(config, agent_folder, cluster, address)?;
+    let mut settings = kubelet_config(config, agent_folder.clone(), cluster, address)?;
     settings.registries = Registries::read(&config.private_registry)?;
     settings.registries.write(&certs)?;
     let extra = settings.shutdown_grace_period;
-    let serving = Serving { trust, names: names(&config.node_name, address) };
+    let serving = Serving { trust, names: names(&config.node_name, address), folder: agent_folder };
     let component = kubelet(settings, runtime, client.clone(), clock.clone(), serving, after);
     all.push(Box::new(Patient { component, extra }));
     Ok(all)
@@ -219,7 +220,10 @@ fn kubelet_config(
 /// Asks the service manager. Without one, nobody says that the machine stops.
 fn machine_stops() -> BoxFuture<'static, bool> {
     Box::pin(async {
-        let asked = tokio::process::Command::new("systemctl").arg("is-system-running").output().await;
+        let mut command = tokio::process::Command::new("systemctl");
+        // The environment may hold the token this process joined with, which is nobody else's.
+        command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+        let asked = command.arg("is-system-running").output().await;
         asked.is_ok_and(|answer| answer.stdout.trim_ascii() == b"stopping")
     })
 }
@@ -243,6 +247,8 @@ pub(crate) struct Trust {
 struct Serving {
     trust: Trust,
     names: Names,
+    /// Where a worker keeps its certificates.
+    folder: PathBuf,
 }
 
 /// What a kubelet is reached by.
@@ -295,8 +301,13 @@ fn kubelet(
                         node_name: node_name.clone(),
                         names: serving.names,
                         roots: roots.clone(),
+                        authority: serving.trust.authority,
+                        folder: serving.folder,
                     };
-                    let (config, pair) = asked.first().await?;
+                    let (config, pair) = tokio::select! {
+                        first = asked.first() => first?,
+                        () = stop.cancelled() => return Ok(()),
+                    };
                     let renewal = asked.keep_fresh(Arc::clone(&config), pair);
                     (config, Some(task::spawn(info_span!("certificates", component = "kubelet"), renewal)))
                 }

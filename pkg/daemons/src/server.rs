@@ -1,5 +1,6 @@
 //! The control plane: what `rkube server` runs, in the order it starts.
 
+mod bootstrap;
 mod certificates;
 mod control_plane;
 mod datastore;
@@ -7,6 +8,7 @@ mod managers;
 mod manifests;
 mod role;
 mod seed;
+mod tokens;
 
 use std::future::Future;
 

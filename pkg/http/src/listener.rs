@@ -58,6 +58,8 @@ pub struct ConnectionInfo {
     pub peer_certificates: Vec<CertificateDer<'static>>,
     /// Kept for whoever judges the peer, so that not every request of a connection is judged anew.
     pub judgement: Judgement,
+    /// Cancelled by a handler that wants no further request over an HTTP/2 connection: it ends with those under way.
+    pub last_requests: CancellationToken,
 }
 
 /// A place for one value of each type that belongs to a connection: as many as there are judges.
@@ -231,6 +233,7 @@ impl Connection {
                 tls: false,
                 peer_certificates: Vec::new(),
                 judgement: Judgement::default(),
+                last_requests: CancellationToken::new(),
             };
             return self.http1(stream, info).await;
         };
@@ -251,7 +254,14 @@ impl Connection {
             .map(|chain| chain.iter().map(|certificate| certificate.clone().into_owned()).collect())
             .unwrap_or_default();
         let http2 = session.alpn_protocol() == Some(b"h2");
-        let info = ConnectionInfo { remote, local, tls: true, peer_certificates, judgement: Judgement::default() };
+        let info = ConnectionInfo {
+            remote,
+            local,
+            tls: true,
+            peer_certificates,
+            judgement: Judgement::default(),
+            last_requests: CancellationToken::new(),
+        };
         if http2 {
             self.http2(stream, info).await;
         } else {
@@ -286,6 +296,13 @@ impl Connection {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let (shutdown, last_requests) = (self.shutdown, info.last_requests.clone());
+        let end = async {
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = last_requests.cancelled() => {}
+            }
+        };
         let service = Dispatch { handler: self.handler, info: Arc::new(info) };
         let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
         builder
@@ -301,7 +318,7 @@ impl Connection {
         let mut connection = std::pin::pin!(connection);
         let result = tokio::select! {
             result = connection.as_mut() => result,
-            () = self.shutdown.cancelled() => {
+            () = end => {
                 connection.as_mut().graceful_shutdown();
                 connection.as_mut().await
             }

@@ -1,7 +1,7 @@
 //! Files that are whole or absent: written beside their place, synced, and renamed.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read as _, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -12,10 +12,26 @@ pub const PRIVATE: u32 = 0o600;
 /// Certificates are public, but there is no reason to show them around.
 pub const PUBLIC: u32 = 0o644;
 
+/// Far beyond any configuration, token, certificate or kubeconfig; a device or a core dump is refused here.
+const TEXT_BYTES_MAX: u64 = 1024 * 1024;
+
+/// The content of a file that people write.
+///
+/// # Errors
+/// The file's own, `InvalidData` for what is no UTF-8, `FileTooLarge` beyond [`TEXT_BYTES_MAX`].
+pub fn text(path: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(TEXT_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > TEXT_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 1 MiB"));
+    }
+    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not text in UTF-8"))
+}
+
 /// The content of `path`, or `None` if there is no such file.
 pub fn read(path: &Path) -> Result<Option<String>, PkiError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
+    match text(path) {
+        Ok(content) => Ok(Some(content)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(PkiError::Read { path: path.to_owned(), source }),
     }

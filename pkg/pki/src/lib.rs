@@ -13,6 +13,7 @@ pub mod files;
 pub mod join_token;
 pub mod kubeconfig;
 mod kubeconfig_file;
+pub mod sealed;
 pub mod service_account;
 pub mod subject;
 pub mod tree;
@@ -80,6 +81,8 @@ pub enum PkiError {
     Request { detail: String },
     #[error("generating {what}: {detail}")]
     Generate { what: &'static str, detail: String },
+    #[error("sealed text: {detail}")]
+    Sealed { detail: String },
     #[error("{detail}")]
     Token { detail: String },
 }

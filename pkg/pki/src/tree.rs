@@ -318,6 +318,19 @@ fn has_names(certificate: &X509Certificate<'_>, leaf: &Leaf) -> bool {
     leaf.dns_names.iter().all(has_dns) && leaf.ip_addresses.iter().all(has_ip)
 }
 
+/// Whether the first certificate of a PEM text is valid for all of these names.
+pub fn is_for(pem: &str, names: &Names) -> bool {
+    let Ok(chain) = authority::certificates(pem, "certificate") else { return false };
+    let leaf = Leaf::server("", names.dns_names.clone(), names.ip_addresses.clone());
+    parse(&chain[0], "certificate").is_ok_and(|parsed| has_names(&parsed, &leaf))
+}
+
+/// Whether a key is that of the first certificate of a PEM text: not so in the middle of a renewal.
+pub fn belongs(certificate_pem: &str, key_pem: &str) -> bool {
+    let Ok(chain) = authority::certificates(certificate_pem, "certificate") else { return false };
+    parse(&chain[0], "certificate").is_ok_and(|parsed| key_belongs(&parsed, key_pem))
+}
+
 /// Whether the first certificate of a chain carries the signature of an authority.
 pub fn is_signed_by(chain_pem: &str, authority_pem: &str) -> bool {
     let (Ok(chain), Ok(authorities)) = (

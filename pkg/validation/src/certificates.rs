@@ -1,6 +1,6 @@
 //! certificates.k8s.io/v1 CertificateSigningRequest.
 //!
-//! Requests are checked for their form only: signers verify signatures when they read what is asked for.
+//! Requests must be what they say: readable, and signed by the key they are for. What they ask for is judged by signers.
 //!
 //! Behaves as pkg/apis/certificates/validation/validation.go, v1.36.
 
@@ -11,6 +11,10 @@ use base64::engine::general_purpose::STANDARD;
 use rkube_api::k8s::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
 use rkube_apimachinery::field::{ErrorList, Path};
 use rkube_apimachinery::names;
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::error::X509Error;
+use x509_parser::prelude::FromDer;
+use x509_parser::public_key::PublicKey;
 
 use crate::common::diff::diff;
 use crate::common::meta::{validate_object_meta, validate_object_meta_update};
@@ -123,9 +127,8 @@ fn any_name(_: &str, _: bool) -> Vec<String> {
 fn validate_with(request: &CertificateSigningRequest, options: Options, errors: &mut ErrorList) {
     validate_object_meta(&request.metadata, false, any_name, &Path::new("metadata"), errors);
     let (spec, path) = (&request.spec, Path::new("spec"));
-    if pem_blocks(&spec.request.0).first().is_none_or(|block| block.kind != "CERTIFICATE REQUEST") {
-        let shown = STANDARD.encode(&spec.request.0);
-        errors.invalid(path.child("request"), shown, "PEM block type must be CERTIFICATE REQUEST");
+    if let Some(reason) = request_error(&spec.request.0) {
+        errors.invalid(path.child("request"), STANDARD.encode(&spec.request.0), reason);
     }
     let usages_path = path.child("usages");
     let usages = spec.usages.items();
@@ -291,6 +294,27 @@ fn pem_blocks(text: &[u8]) -> Vec<PemBlock> {
         }
     }
     blocks
+}
+
+fn request_error(pem: &[u8]) -> Option<String> {
+    let blocks = pem_blocks(pem);
+    let Some(block) = blocks.first().filter(|block| block.kind == "CERTIFICATE REQUEST") else {
+        return Some("PEM block type must be CERTIFICATE REQUEST".to_owned());
+    };
+    let request = match X509CertificationRequest::from_der(&block.content) {
+        Ok(([], request)) => request,
+        Ok(_) => return Some("asn1: syntax error: trailing data".to_owned()),
+        Err(error) => return Some(format!("asn1: structure error: {error}")),
+    };
+    match request.verify_signature() {
+        // What cannot be verified here, a signer may know.
+        Ok(()) | Err(X509Error::SignatureUnsupportedAlgorithm) => None,
+        Err(_) => Some(match request.certification_request_info.subject_pki.parsed() {
+            Ok(PublicKey::RSA(_)) => "crypto/rsa: verification error".to_owned(),
+            Ok(PublicKey::EC(_)) => "x509: ECDSA verification failure".to_owned(),
+            _ => "x509: Ed25519 verification failure".to_owned(),
+        }),
+    }
 }
 
 fn certificate_error(pem: &[u8]) -> Option<String> {

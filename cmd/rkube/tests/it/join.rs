@@ -1,6 +1,6 @@
 //! Workers that cannot join, and are told why before anything of a node runs.
 
-use crate::process::Machine;
+use crate::process::{Machine, free_port};
 
 fn agent(machine: &Machine, join: &str, token: &str) -> (Option<i32>, String) {
     let data = machine.path("agent").display().to_string();
@@ -19,6 +19,8 @@ fn agent(machine: &Machine, join: &str, token: &str) -> (Option<i32>, String) {
         &config,
         "--node-name",
         "w1",
+        "--lb-server-port",
+        &free_port(),
         "--network-backend",
         "none",
         "--container-runtime-endpoint",
@@ -87,7 +89,7 @@ fn a_bare_bootstrap_token_verifies_the_server_by_its_signature() {
         let token = machine.path("join-token").display().to_string();
         std::process::Command::new(env!("CARGO_BIN_EXE_rkube"))
             .args(["agent", "--join", &url, "--token-file", &token, "--data-dir", &machine_data, "--config", &config])
-            .args(["--node-name", "w1", "--network-backend", "none"])
+            .args(["--node-name", "w1", "--network-backend", "none", "--lb-server-port", &free_port()])
             .args(["--container-runtime-endpoint", "no-socket"])
             .env_clear()
             .output()

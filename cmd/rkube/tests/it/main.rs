@@ -3,7 +3,12 @@
 
 mod bad_input;
 mod bad_machine;
+mod caller;
+mod canary;
 mod commands;
 mod datastore;
+mod hostile;
 mod join;
+mod kubectl;
 mod process;
+mod two_servers;

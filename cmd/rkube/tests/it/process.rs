@@ -39,9 +39,7 @@ impl Machine {
     pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config.yaml"), "").unwrap();
-        // Whoever is told the port next is not told the same for a while.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Self { folder, port, mounts: None }
+        Self { folder, port: free_port().parse().unwrap(), mounts: None }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -158,6 +156,12 @@ impl Machine {
         server
     }
 
+    /// Stops a server and starts it anew.
+    pub(crate) fn start_again(&self, server: Server) -> Server {
+        assert_eq!(server.stop(), Some(0));
+        self.start(&[])
+    }
+
     /// Every file under `name` but the datastore's, with its content and mode.
     pub(crate) fn contents(&self, name: &str) -> BTreeMap<PathBuf, (Vec<u8>, u32)> {
         let mut all = BTreeMap::new();
@@ -181,6 +185,11 @@ impl Machine {
     pub(crate) fn token(&self) -> String {
         std::fs::read_to_string(self.path("data/server/token")).unwrap().trim().to_owned()
     }
+}
+
+/// A port that nobody listens on; whoever is told one next is not told the same for a while.
+pub(crate) fn free_port() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string()
 }
 
 /// A server that runs; ended with the test.
@@ -211,6 +220,23 @@ impl Server {
     pub(crate) fn path(&self, path: &Path) -> PathBuf {
         let root = PathBuf::from(format!("/proc/{}/root", self.child.id()));
         root.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGTERM; all that was logged from start to end.
+    pub(crate) fn stop_and_tell(mut self) -> String {
+        self.signal("TERM");
+        let status = self.child.wait().unwrap();
+        assert_eq!(status.code(), Some(0));
+        // The pipe is closed with the process, and its reader ends.
+        while let Ok(line) = self.lines.recv_timeout(START_TIMEOUT) {
+            self.log.push_str(&line);
+            self.log.push('\n');
+        }
+        std::mem::take(&mut self.log)
     }
 
     pub(crate) fn signal(&self, name: &str) {

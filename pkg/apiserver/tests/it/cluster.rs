@@ -234,6 +234,7 @@ impl Cluster {
             tls: true,
             peer_certificates: certificates,
             judgement: Judgement::default(),
+            last_requests: CancellationToken::new(),
         })
     }
 

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -54,6 +54,8 @@ pub struct Wanted {
     pub data_dir: PathBuf,
     /// Where the API server listens.
     pub api: Option<SocketAddr>,
+    /// Where an agent's parts reach the servers.
+    pub balancer: Option<SocketAddr>,
     pub node: Option<NodeConfig>,
 }
 
@@ -62,12 +64,14 @@ impl Wanted {
         Self {
             data_dir: config.data_dir.clone(),
             api: Some(SocketAddr::new(config.bind_address, config.https_listen_port)),
+            balancer: None,
             node: config.agent.clone(),
         }
     }
 
-    pub fn agent(data_dir: &Path, node: &NodeConfig) -> Self {
-        Self { data_dir: data_dir.to_owned(), api: None, node: Some(node.clone()) }
+    pub fn agent(data_dir: &Path, lb_server_port: u16, node: &NodeConfig) -> Self {
+        let balancer = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, lb_server_port)));
+        Self { data_dir: data_dir.to_owned(), api: None, balancer, node: Some(node.clone()) }
     }
 }
 
@@ -272,6 +276,9 @@ fn ports(wanted: &Wanted) -> Vec<Finding> {
     let mut findings = Vec::new();
     if let Some(api) = wanted.api {
         findings.push(tcp_port("port of the API server", api, "stop what listens there, or use --https-listen-port"));
+    }
+    if let Some(balancer) = wanted.balancer {
+        findings.push(tcp_port("port to the servers", balancer, "stop what listens there, or use --lb-server-port"));
     }
     if let Some(node) = &wanted.node {
         let any = IpAddr::from([0, 0, 0, 0]);

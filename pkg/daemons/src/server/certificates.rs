@@ -286,4 +286,4 @@ async fn next_name(changes: &mut EventStream<Vec<u8>>) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

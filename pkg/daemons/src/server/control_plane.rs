@@ -35,9 +35,9 @@ use rkube_controllers::cluster_authentication_trust::AuthenticationTrust;
 use rkube_controllers::{AsAccount, ControllerConfig, kubernetes_service};
 use rkube_http::listener::Listener;
 use rkube_http::tls::{self, ClientVerifier, TlsError};
-use rkube_pki::join_token::{self, Credential, JoinToken};
+use rkube_pki::join_token::Credential;
 use rkube_pki::tree::Tree;
-use rkube_pki::{PkiError, authority, files};
+use rkube_pki::{PkiError, files};
 use rkube_registry::registry::RegistryError;
 use rkube_registry::{Registry, UserInfo};
 use rkube_scheduler::SchedulerConfig;
@@ -47,9 +47,11 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, info_span};
 
+use super::bootstrap::{self, BootstrapError};
 use super::certificates::{Certificates, CertificatesError};
 use super::datastore::{self, DatastoreError};
 use super::managers::{self, Leadership};
+use super::tokens::{self, Tokens, TokensError};
 use super::{manifests, role, seed};
 use crate::address;
 use crate::component::{Component, component};
@@ -76,6 +78,8 @@ pub(crate) enum OpenError {
     Tls(#[from] TlsError),
     #[error(transparent)]
     Datastore(#[from] DatastoreError),
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
     #[error("loading the cluster's state")]
     Registry(#[from] RegistryError),
     #[error("reading roles and bindings")]
@@ -114,8 +118,8 @@ pub(crate) enum OpenError {
     ControllerArgument(#[from] ArgumentError),
     #[error(transparent)]
     Unfit(#[from] Unfit),
-    #[error("{path} is empty: put the token back, or remove the file to have a new one made")]
-    EmptyToken { path: PathBuf },
+    #[error(transparent)]
+    Tokens(#[from] TokensError),
     #[error("{data_dir} is in use by another rkube server: stop it, or give this one its own --data-dir")]
     InUse { data_dir: PathBuf },
     #[error("creating {path}, as --data-dir must be where this user may write")]
@@ -167,24 +171,28 @@ impl ControlPlane {
                 return Err(OpenError::OwnAddress { flag, network: network.to_string(), address: advertise });
             }
         }
+        // The port before the datastore: a second server is told before it touches anything.
+        let address = SocketAddr::new(config.bind_address, config.https_listen_port);
+        let socket = TcpListener::bind(address).await.map_err(|source| OpenError::Listen { address, source })?;
+        let shared = shared_datastore(&config, &paths, &clock).await?;
         let certificates = Certificates::open(&config, service_ip, advertise, now)?;
         info!(folder = %paths.tls().display(), "Loaded the certificates");
         let tree = &certificates.tree;
         let controllers = managers::controller_config(&config, &tree.cluster)?;
-        let join_token = join_token(&config, &paths, tree.cluster.certificate_pem())?;
-
-        // The port before the datastore: a second server is told before it touches anything.
-        let address = SocketAddr::new(config.bind_address, config.https_listen_port);
-        let socket = TcpListener::bind(address).await.map_err(|source| OpenError::Listen { address, source })?;
+        let tokens = Tokens::open(&config, &paths, tree.cluster.certificate_pem())?;
         let listener = Listener::new("kube-apiserver", socket, Some(Arc::clone(&certificates.serving)), clock.clone());
 
-        let storage = Observed::new(datastore::open(&config.datastore, &paths.db(), &clock).await?);
+        let storage = match shared {
+            Some(storage) => storage,
+            None => datastore::open(&config.datastore, &paths.db(), &clock).await?,
+        };
+        let storage = Observed::new(storage);
         let health = storage.health();
         let storage: Arc<dyn Storage> = Arc::new(storage);
         let network = config.service_cidr.to_string();
         let service_cidr = network.parse().map_err(|error| OpenError::Network(format!("{network}: {error}")))?;
-        let tokens = TokenSettings { issuer: issuer(&config), audiences: audiences(&config) };
-        let signer = Signer::new(tree.service_accounts.clone(), tokens.clone(), clock.clone());
+        let settings = TokenSettings { issuer: issuer(&config), audiences: audiences(&config) };
+        let signer = Signer::new(tree.service_accounts.clone(), settings.clone(), clock.clone());
         let registry_config = rkube_registry::Config {
             token_signer: Some(Arc::new(signer)),
             service_cidrs: vec![service_cidr],
@@ -220,14 +228,11 @@ impl ControlPlane {
             authenticator: Arc::new(ClusterAuthenticator {
                 front_proxy: RequestHeaderAuthenticator::new(front_proxy, clock.clone()),
                 certificates: CertificateAuthenticator::new(verifier, clock.clone()),
-                tokens: match &join_token.credential {
-                    Credential::Shared { secret, .. } => StaticTokens::default().with(secret, joiner()),
-                    Credential::Bootstrap { .. } => StaticTokens::default(),
-                },
+                tokens: tokens.bearers().fold(StaticTokens::default(), |all, token| all.with(&token, joiner())),
                 bootstrap: BootstrapTokens::new(Objects::new(Arc::clone(&registry)), clock.clone()),
                 service_accounts: Verifier::new(
                     tree.service_accounts.clone(),
-                    tokens,
+                    settings,
                     clock.clone(),
                     Objects::new(Arc::clone(&registry)),
                 ),
@@ -361,6 +366,22 @@ impl ControlPlane {
     }
 }
 
+/// A datastore that other servers use, too, before anything of this one: the cluster's authorities come from there.
+async fn shared_datastore(
+    config: &ServerConfig,
+    paths: &Paths,
+    clock: &SharedClock,
+) -> Result<Option<Arc<dyn Storage>>, OpenError> {
+    if config.datastore == Datastore::Embedded {
+        return Ok(None);
+    }
+    let storage = datastore::open(&config.datastore, &paths.db(), clock).await?;
+    let secret = tokens::known(config, paths)?.as_ref().map(Credential::bearer);
+    let make = || tokens::make(paths);
+    bootstrap::share(storage.as_ref(), config, &paths.tls(), secret, make, clock.now()).await?;
+    Ok(Some(storage))
+}
+
 /// What extension API servers are told to trust, as kubeadm sets kube-apiserver up.
 fn authentication_trust(tree: &Tree) -> AuthenticationTrust {
     let one = |text: &str| vec![text.to_owned()];
@@ -388,7 +409,7 @@ fn component_metrics() -> Arc<Mutex<prometheus_client::registry::Registry>> {
 fn scheduler_config(file: Option<&Path>) -> Result<SchedulerConfig, OpenError> {
     let Some(file) = file else { return Ok(SchedulerConfig::default()) };
     let path = || file.to_owned();
-    let text = std::fs::read_to_string(file).map_err(|source| OpenError::Read { path: path(), source })?;
+    let text = files::text(file).map_err(|source| OpenError::Read { path: path(), source })?;
     let value: serde_json::Value = serde_saphyr::from_str(&text)
         .map_err(|error| OpenError::SchedulerYaml { path: path(), detail: error.to_string() })?;
     SchedulerConfig::from_value(&value).map_err(|source| OpenError::Scheduler { path: path(), source })
@@ -425,26 +446,6 @@ fn lock(data_dir: &Path, paths: &Paths) -> Result<File, OpenError> {
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse { data_dir: data_dir.to_owned() }),
         Err(TryLockError::Error(source)) => Err(OpenError::Folder { path, source }),
     }
-}
-
-/// The token others join with: given, kept from an earlier start, or made now.
-fn join_token(config: &ServerConfig, paths: &Paths, authority: &str) -> Result<JoinToken, OpenError> {
-    let ca_hash = authority::certificates(authority, "cluster CA")?.first().map(|der| join_token::ca_hash(der));
-    let given = config.agent_token.as_ref().or(config.token.as_ref()).map(|token| token.reveal().to_owned());
-    let credential = match (given, files::read(&paths.token())?) {
-        (None, Some(text)) if text.trim().is_empty() => return Err(OpenError::EmptyToken { path: paths.token() }),
-        (Some(text), _) | (None, Some(text)) => match JoinToken::parse(&text)?.credential {
-            Credential::Shared { secret, .. } => Credential::Shared { user: "node".to_owned(), secret },
-            bootstrap => bootstrap,
-        },
-        (None, None) => join_token::generate_shared("node")?,
-    };
-    let token = JoinToken { ca_hash, credential };
-    let text = format!("{}\n", token.reveal());
-    if files::read(&paths.token())?.as_deref() != Some(text.as_str()) {
-        files::write(&paths.token(), text.as_bytes(), files::PRIVATE)?;
-    }
-    Ok(token)
 }
 
 fn openid(config: &ServerConfig, tree: &Tree) -> OpenId {

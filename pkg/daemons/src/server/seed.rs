@@ -8,8 +8,8 @@ use rkube_api::k8s::core::v1::{ConfigMap, Namespace};
 use rkube_api::k8s::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding};
 use rkube_api::k8s::scheduling::v1::PriorityClass;
 use rkube_apiserver::rbac::{bootstrap, rule};
-use rkube_client::Client;
 use rkube_client::transport::ClientError;
+use rkube_client::{Api, Client};
 use rkube_pki::{authority, kubeconfig};
 use serde_json::json;
 
@@ -30,6 +30,8 @@ const RBAC: &str = "rbac.authorization.k8s.io";
 /// The ConfigMap that strangers know the cluster by.
 const INFO: &str = "cluster-info";
 const INFO_NAMESPACE: &str = "kube-public";
+/// At one object, when other servers are faster; each of them writes it once.
+const ATTEMPTS_MAX: usize = 10;
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
 #[derive(Debug, thiserror::Error)]
@@ -163,29 +165,42 @@ fn typed<K: Kind>(value: serde_json::Value) -> K {
     K::from_value(value).expect("the objects in this file are well formed")
 }
 
-/// Makes `wanted` if it is missing; otherwise lets `reconcile` change what is there and writes it if it did.
+/// Makes `wanted` if it is missing; otherwise lets `reconcile` change what is there and writes it if it did. Other
+/// servers on the same datastore may do the same at the same time.
 async fn ensure<K: Kind>(client: &Client, wanted: &K, reconcile: fn(&mut K, &K) -> bool) -> Result<(), SeedError> {
     let name = wanted.metadata().name.clone().unwrap_or_default();
     let api = match &wanted.metadata().namespace {
         Some(namespace) => client.namespaced::<K>(namespace),
         None => client.all::<K>(),
     };
-    let outcome = match api.get(&name).await {
+    let mut attempts = 1..=ATTEMPTS_MAX;
+    let outcome = loop {
+        let outcome = ensure_once(&api, &name, wanted, reconcile).await;
+        match outcome {
+            Err(error) if attempts.next().is_some() && (error.is_conflict() || error.is_already_exists()) => {}
+            outcome => break outcome,
+        }
+    };
+    outcome.map_err(|source| SeedError::Prepare { kind: K::KIND, name, source })
+}
+
+async fn ensure_once<K: Kind>(
+    api: &Api<K>,
+    name: &str,
+    wanted: &K,
+    reconcile: fn(&mut K, &K) -> bool,
+) -> Result<(), ClientError> {
+    match api.get(name).await {
         Ok(mut found) => {
             let leave = found.metadata().annotations.as_ref().and_then(|all| all.get(bootstrap::AUTOUPDATE));
-            if leave.is_some_and(|value| value == "false") || !reconcile(&mut found, wanted) {
-                return Ok(());
+            if leave.is_none_or(|value| value != "false") && reconcile(&mut found, wanted) {
+                api.update(&found).await?;
             }
-            api.update(&found).await
         }
-        Err(error) if error.is_not_found() => match api.create(wanted).await {
-            // Another server on the same datastore was first.
-            Err(error) if error.is_already_exists() => return Ok(()),
-            outcome => outcome,
-        },
-        Err(error) => Err(error),
-    };
-    outcome.map(|_| ()).map_err(|source| SeedError::Prepare { kind: K::KIND, name, source })
+        Err(error) if error.is_not_found() => drop(api.create(wanted).await?),
+        Err(error) => return Err(error),
+    }
+    Ok(())
 }
 
 /// Adds the rules that are not covered. Rules an administrator added stay.

@@ -90,6 +90,8 @@ fn mount_by_helper(spec: &MountSpec, target: &Path) -> io::Result<()> {
         options.push("ro".to_owned());
     }
     let mut command = std::process::Command::new("mount");
+    // The environment may hold the token this process joined with, which is no business of mount helpers.
+    command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
     command.args(["-t", &spec.fs_type]);
     if !options.is_empty() {
         command.args(["-o", &options.join(",")]);

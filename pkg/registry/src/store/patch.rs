@@ -127,8 +127,11 @@ impl PatchRequest {
         // An applied configuration was checked field by field before it was merged.
         let check = self.validation != FieldValidation::Ignore && !self.is_apply();
         // The text of the whole object is made only for an error.
+        // Differs from upstream: errors are written to logs, so a Secret is not repeated in one.
+        let is_secret = kind.group.is_empty() && kind.kind == "Secret";
         let invalid = |text: String| {
-            let error = Error::invalid(&Path::new("patch"), patched.to_string(), text);
+            let shown = if is_secret { "a Secret".to_owned() } else { patched.to_string() };
+            let error = Error::invalid(&Path::new("patch"), shown, text);
             ApiStatus::invalid(&GroupKind::new("", ""), "", &[error])
         };
         let decoded = json::from_value(&patched, schema, ty, check).map_err(|error| invalid(error.to_string()))?;

@@ -197,8 +197,8 @@ fn signing_requests() {
         object: json!({
             "metadata": {"name": "c", "resourceVersion": "1"},
             "spec": {
-                // -----BEGIN CERTIFICATE REQUEST----- around nothing much.
-                "request": "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0KTUFBPQotLS0tLUVORCBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0K",
+                // Ed25519, CN=walk
+                "request": "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0KTUlHT01FSUNBUUF3RHpFTk1Bc0dBMVVFQXd3RWQyRnNhekFxTUFVR0F5dGxjQU1oQUYzeFRSdHN3TzYxVmZORgpQTFVDcGRTczQ3ZHdRSSs4OFRjWmNqUzNBRGtPb0FBd0JRWURLMlZ3QTBFQTJHRExranR2OGp2djVUK1dkUmpUCkVYZ0JkRHQ3V0had2lkMzBCWHEzWnhJT0dLbklDUERUbU9sNDIvUzR3U25Ed3dvaXZoS2pOdGJDcnF0SHk4SnYKQWc9PQotLS0tLUVORCBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0K",
                 "signerName": "example.com/signer", "usages": ["client auth"],
             },
         }),

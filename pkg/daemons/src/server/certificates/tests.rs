@@ -23,7 +23,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 /// For what takes milliseconds, on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn config(folder: &Path) -> ServerConfig {
+pub(in crate::server) fn config(folder: &Path) -> ServerConfig {
     let network = |address: [u8; 4]| Cidr { address: IpAddr::from(address), prefix_length: 16 };
     ServerConfig {
         data_dir: folder.join("data"),
