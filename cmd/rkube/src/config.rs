@@ -1,13 +1,16 @@
 //! From collected settings to the configuration of a role: types, defaults that depend on the machine,
 //! and contradictions.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use rkube_daemons::config::{AgentConfig, Datastore, NetworkBackend, NodeConfig, Secret, ServerConfig, read_text};
 
 use crate::values::{self, SettingsError, Values};
+
+const DNS_PORT: u16 = 53;
 
 /// The configuration of `rkube server`.
 pub(crate) fn server(values: &Values) -> Result<ServerConfig, SettingsError> {
@@ -26,7 +29,7 @@ pub(crate) fn server(values: &Values) -> Result<ServerConfig, SettingsError> {
     }
     let disable_agent = values.switch("disable-agent");
     if disable_agent {
-        for name in ["node-name", "node-ip", "node-label", "node-taint"] {
+        for name in ["node-name", "node-ip", "node-label", "node-taint", "stub-domain"] {
             if let Some(origin) = values.origin(name) {
                 return contradiction(format!("{origin} sets {name}, but disable-agent leaves no node to have it"));
             }
@@ -117,11 +120,30 @@ pub(crate) fn node(values: &Values) -> Result<NodeConfig, SettingsError> {
         cni_bin_dir: path(values, "cni-bin-dir"),
         cni_conf_dir: path(values, "cni-conf-dir"),
         resolv_conf: path(values, "resolv-conf"),
+        stub_domains: stub_domains(values)?,
         pod_logs_dir: path(values, "pod-logs-dir"),
         cgroup_root: text(values, "cgroup-root"),
         private_registry: path(values, "private-registry"),
         kubelet_args: values.list("kubelet-arg").to_vec(),
     })
+}
+
+fn stub_domains(values: &Values) -> Result<BTreeMap<String, Vec<SocketAddr>>, SettingsError> {
+    let mut domains = BTreeMap::<_, Vec<_>>::new();
+    for text in values.list("stub-domain") {
+        let read = || {
+            let (domain, server) = text.split_once('=')?;
+            let alone = || server.parse::<IpAddr>().ok().map(|address| SocketAddr::new(address, DNS_PORT));
+            let server = server.parse().ok().or_else(alone)?;
+            let is_name = !domain.is_empty() && domain.split('.').all(|label| (1..=63).contains(&label.len()));
+            is_name.then(|| (domain.to_ascii_lowercase(), server))
+        };
+        let Some((domain, server)) = read() else {
+            return contradiction(format!("stub-domain {text:?} is not domain=address or domain=address:port"));
+        };
+        domains.entry(domain).or_default().push(server);
+    }
+    Ok(domains)
 }
 
 fn datastore(values: &Values) -> Result<Datastore, SettingsError> {
@@ -201,4 +223,34 @@ fn network(values: &Values, name: &str) -> Option<rkube_daemons::config::Cidr> {
 
 pub(crate) fn port(values: &Values, name: &str) -> u16 {
     values.one(name).and_then(|text| text.parse().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arguments;
+    use crate::settings::Roles;
+
+    fn stub_domains_of(given: &[&str]) -> Result<String, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut words = vec!["rkube".to_owned(), "agent".to_owned(), format!("--config={}", file.path().display())];
+        words.extend(given.iter().map(|text| format!("--stub-domain={text}")));
+        let matches = arguments::command().try_get_matches_from(words).unwrap();
+        let (_, flags) = matches.subcommand().unwrap();
+        let values = Values::collect(Roles::Agent, flags, &[].into()).map_err(|error| error.to_string())?;
+        stub_domains(&values).map(|domains| format!("{domains:?}")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_stub_domain_has_servers() {
+        assert_eq!(
+            stub_domains_of(&["Corp.example=192.0.2.1", "corp.example=192.0.2.2:5353", "lab=[2001:db8::1]:53"])
+                .unwrap(),
+            r#"{"corp.example": [192.0.2.1:53, 192.0.2.2:5353], "lab": [[2001:db8::1]:53]}"#
+        );
+        for wrong in ["corp", "corp=", "=192.0.2.1", "a..b=192.0.2.1", "corp=ns.example"] {
+            let expected = format!("stub-domain {wrong:?} is not domain=address or domain=address:port");
+            assert_eq!(stub_domains_of(&[wrong]).unwrap_err(), expected);
+        }
+    }
 }

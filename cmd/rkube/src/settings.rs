@@ -211,6 +211,14 @@ pub(crate) static SETTINGS: &[Setting] = &[
     setting("resolv-conf", Both, Path, NODE, "DNS configuration for names outside the cluster")
         .default("/etc/resolv.conf"),
     setting(
+        "stub-domain",
+        Both,
+        List,
+        NODE,
+        "Name servers for the names of one domain, as domain=address or domain=address:port; several for one domain are \
+         asked in turn",
+    ),
+    setting(
         "lb-server-port",
         Agent,
         Port,

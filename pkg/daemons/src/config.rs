@@ -1,6 +1,7 @@
 //! What the roles are configured with: plain values, checked before anything starts.
 
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 /// How files that people write are read.
@@ -75,6 +76,8 @@ pub struct NodeConfig {
     pub cni_bin_dir: PathBuf,
     pub cni_conf_dir: PathBuf,
     pub resolv_conf: PathBuf,
+    /// The name servers of domains that those of `resolv_conf` do not know.
+    pub stub_domains: BTreeMap<String, Vec<SocketAddr>>,
     pub pod_logs_dir: PathBuf,
     /// The cgroup pods are made under.
     pub cgroup_root: String,

@@ -340,7 +340,7 @@ fn dns(
         listen: vec![SocketAddr::new(cluster.dns, DNS_PORT)],
         cluster_domain: cluster.domain.clone(),
         resolv_conf: config.resolv_conf.clone(),
-        stub_domains: BTreeMap::new(),
+        stub_domains: config.stub_domains.clone(),
     };
     let address = cluster.dns;
     component("dns", after, move |ready, shutdown| async move {

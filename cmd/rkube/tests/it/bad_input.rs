@@ -30,6 +30,10 @@ fn settings_are_named_with_their_source() {
         ("- a\n", "rkube: D/config.yaml must hold keys and values"),
         ("cluster-cidr: 10.43.0.0/16\n", "rkube: cluster-cidr 10.43.0.0/16 and service-cidr 10.43.0.0/16 overlap"),
         ("node-name: a\n", "rkube: D/config.yaml sets node-name, but disable-agent leaves no node to have it"),
+        (
+            "stub-domain: [a=192.0.2.1]\n",
+            "rkube: D/config.yaml sets stub-domain, but disable-agent leaves no node to have it",
+        ),
         ("datastore-cafile: a\n", "rkube: datastore-cafile, -certfile and -keyfile need datastore-endpoint"),
     ] {
         machine.write("config.yaml", config);
