@@ -162,7 +162,7 @@ impl Inner {
                 End::Retry
             }
             Ok(outcome) => {
-                let acted = !outcome.started.is_empty() || !outcome.is_ok();
+                let acted = !outcome.started.is_empty() || outcome.resized || !outcome.is_ok();
                 let old = std::mem::replace(&mut *worker.waiting.lock(), outcome.waiting.clone());
                 if acted || old != outcome.waiting {
                     match self.refresh(&pod).await {

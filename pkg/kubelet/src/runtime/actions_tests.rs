@@ -93,7 +93,7 @@ fn runtime(pod: &Pod, text: &str) -> RuntimePod {
             hash,
             restart_count: 0,
             log_path: String::new(),
-            resources: None,
+            actuated: None,
             user: None,
         });
     }

@@ -8,6 +8,7 @@ use rkube_cri::v1;
 
 use crate::pod::{PodExt, PodUid, init_containers, is_sidecar};
 use crate::runtime::labels::{self, ContainerLabels};
+use crate::runtime::resources::ContainerResources;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
@@ -56,7 +57,8 @@ pub struct RuntimeContainer {
     pub hash: String,
     pub restart_count: i32,
     pub log_path: String,
-    pub resources: Option<v1::LinuxContainerResources>,
+    /// What it was last given, where this process gave it.
+    pub actuated: Option<ContainerResources>,
     pub user: Option<v1::LinuxContainerUser>,
 }
 
@@ -206,7 +208,7 @@ pub(crate) fn container_from_status(status: &v1::ContainerStatus, sandbox_id: &s
         hash: labels.hash,
         restart_count: labels.restart_count.unwrap_or_else(|| i32::try_from(metadata.attempt).unwrap_or(0)),
         log_path: status.log_path.clone(),
-        resources: status.resources.as_ref().and_then(|resources| resources.linux.clone()),
+        actuated: None,
         user: status.user.as_ref().and_then(|user| user.linux.clone()),
     }
 }

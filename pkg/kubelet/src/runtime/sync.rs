@@ -55,6 +55,8 @@ pub struct Waiting {
 pub struct SyncOutcome {
     pub waiting: Vec<Waiting>,
     pub started: Vec<String>,
+    /// Whether a running container was given other resources.
+    pub resized: bool,
     /// What stopped the whole sync.
     pub error: Option<String>,
     /// When a container that waits out a back-off may be tried again.
@@ -321,6 +323,7 @@ impl Runtime {
         match self.service.update_container_resources(request).await {
             Ok(_) => {
                 self.actuated.lock().insert(resize.id.clone(), resize.resources);
+                outcome.resized = true;
                 self.events.pod(
                     pod,
                     Type::Normal,

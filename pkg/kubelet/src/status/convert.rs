@@ -8,11 +8,14 @@ use std::collections::BTreeMap;
 
 use rkube_api::k8s::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    ContainerUser, LinuxContainerUser, Pod, VolumeMountStatus,
+    ContainerUser, LinuxContainerUser, Pod, ResourceRequirements, VolumeMountStatus,
 };
+use rkube_api::meta::pkg::api::resource::Quantity as ApiQuantity;
 use rkube_api::meta::pkg::apis::meta::v1::Time;
+use rkube_apimachinery::quantity::{Format, Quantity};
 
 use crate::pod::{ContainerKind, PodExt, all_containers, is_sidecar};
+use crate::runtime::resources::ContainerResources;
 use crate::runtime::state::{RuntimeContainer, RuntimePod, State, has_any_regular_container};
 use crate::runtime::sync::Waiting;
 
@@ -152,7 +155,7 @@ impl Converter<'_> {
             image: from.image.clone(),
             image_id: from.image_id.clone(),
             container_id: Some(id.clone()),
-            resources: container.resources.clone(),
+            resources: given(container, from.actuated.as_ref()),
             allocated_resources: requests,
             volume_mounts: old.map_or_else(|| volume_mounts(container), |old| old.volume_mounts.clone()),
             user: from.user.as_ref().map(|user| ContainerUser {
@@ -268,4 +271,26 @@ fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
 
 fn some(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// The container's resources as it has them, which differ from those asked for while a resize is under way.
+fn given(container: &Container, actuated: Option<&ContainerResources>) -> Option<ResourceRequirements> {
+    let mut resources = container.resources.clone()?;
+    let Some(actuated) = actuated.filter(|actuated| **actuated != ContainerResources::of(container)) else {
+        return Some(resources);
+    };
+    let correct = |list: &mut Option<BTreeMap<String, ApiQuantity>>, cpu: Option<i64>, memory: Option<i64>| {
+        let list = list.get_or_insert_default();
+        let cpu = cpu.map(|milli| Quantity::milli(milli, Format::DecimalSi));
+        let memory = memory.map(|bytes| Quantity::new(bytes, Format::BinarySi));
+        for (name, quantity) in [("cpu", cpu), ("memory", memory)] {
+            match quantity {
+                Some(quantity) => list.insert(name.to_owned(), ApiQuantity(quantity.to_string())),
+                None => list.remove(name),
+            };
+        }
+    };
+    correct(&mut resources.requests, actuated.cpu_request_milli, actuated.memory_request);
+    correct(&mut resources.limits, actuated.cpu_limit_milli, actuated.memory_limit);
+    Some(resources)
 }

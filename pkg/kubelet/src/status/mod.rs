@@ -121,6 +121,7 @@ pub fn generate(inputs: &StatusInputs<'_>) -> PodStatus {
         containers_ready,
         conditions::scheduled(pod),
     ]);
+    conditions.extend(conditions::resize_in_progress(pod, runtime));
     status.conditions = Some(conditions);
 
     let ips = if pod.is_host_network() && !all.is_empty() { inputs.host_ips.to_vec() } else { pod_ips(inputs) };

@@ -5,6 +5,7 @@ use rkube_api::k8s::core::v1::{Container, PodSpec};
 
 use super::*;
 use crate::pod::{PodUid, container_hash};
+use crate::runtime::resources::ContainerResources;
 use crate::runtime::state::{RuntimeContainer, RuntimeSandbox, State};
 
 struct NoProbes;
@@ -71,7 +72,7 @@ fn runtime(pod: &Pod, states: &str) -> RuntimePod {
             hash: container_hash(&container),
             restart_count: 0,
             log_path: String::new(),
-            resources: None,
+            actuated: None,
             user: None,
         });
     }
@@ -90,6 +91,21 @@ fn state_text(status: &rkube_api::k8s::core::v1::ContainerStatus) -> String {
     format!("{}:{text}{ready}", status.name)
 }
 
+fn status_of(pod: &Pod, runtime: &RuntimePod, waiting: &[Waiting]) -> PodStatus {
+    generate(&StatusInputs {
+        pod,
+        runtime,
+        old: &PodStatus::default(),
+        waiting,
+        probes: &NoProbes,
+        is_terminal: false,
+        verdict: None,
+        host_ips: &["192.0.2.1".to_owned()],
+        runtime_name: "containerd",
+        now: Timestamp::UNIX_EPOCH,
+    })
+}
+
 fn check(policy: &str, containers: &str, states: &str, waiting: &[(&str, &str)], expected: &str) {
     let pod = pod(policy, containers);
     let waiting: Vec<Waiting> = waiting
@@ -100,19 +116,7 @@ fn check(policy: &str, containers: &str, states: &str, waiting: &[(&str, &str)],
             message: String::new(),
         })
         .collect();
-    let inputs = StatusInputs {
-        pod: &pod,
-        runtime: &runtime(&pod, states),
-        old: &PodStatus::default(),
-        waiting: &waiting,
-        probes: &NoProbes,
-        is_terminal: false,
-        verdict: None,
-        host_ips: &["192.0.2.1".to_owned()],
-        runtime_name: "containerd",
-        now: Timestamp::UNIX_EPOCH,
-    };
-    let status = generate(&inputs);
+    let status = status_of(&pod, &runtime(&pod, states), &waiting);
     let containers = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
     let containers: Vec<String> = containers.map(state_text).collect();
     let conditions: Vec<&str> =
@@ -146,4 +150,30 @@ fn phases_and_conditions_follow_the_containers() {
     check("Never", "a b", "a=0 b=0", &[], &format!("Succeeded [a:exited(0) b:exited(0)] {UNREADY}"));
     check("Never", "a b", "a=0 b=1", &[], &format!("Failed [a:exited(0) b:exited(1)] {UNREADY}"));
     check("OnFailure", "a b", "a=0 b=1", &[], &format!("Running [a:exited(0) b:exited(1)] {UNREADY}"));
+}
+
+#[test]
+fn a_resize_is_told_as_far_as_it_came() {
+    let mut pod = pod("Always", "a b");
+    let wanted = serde_json::json!({"requests": {"cpu": "20m", "memory": "40Mi"}, "limits": {"cpu": "0.02"}});
+    for container in &mut pod.spec.as_mut().unwrap().containers {
+        container.resources = Some(serde_json::from_value(wanted.clone()).unwrap());
+    }
+    let mut runtime = runtime(&pod, "a=run b=run");
+    let done = ContainerResources::of(&pod.pod_spec().containers[0]);
+    let before = ContainerResources { cpu_limit_milli: None, memory_request: Some(32 << 20), ..done };
+    let mut check = |second: ContainerResources, expected: serde_json::Value, in_progress: bool| {
+        runtime.containers[0].actuated = Some(done);
+        runtime.containers[1].actuated = Some(second);
+        let status = status_of(&pod, &runtime, &[]);
+        let containers = status.container_statuses.unwrap();
+        let told = |index: usize| serde_json::to_value(&containers[index].resources).unwrap();
+        assert_eq!((told(0), told(1)), (wanted.clone(), expected));
+        let allocated = serde_json::to_value(&containers[1].allocated_resources).unwrap();
+        assert_eq!(allocated, wanted["requests"]);
+        let mut conditions = status.conditions.iter().flatten();
+        assert_eq!(conditions.any(|condition| condition.type_ == "PodResizeInProgress"), in_progress);
+    };
+    check(before, serde_json::json!({"requests": {"cpu": "20m", "memory": "32Mi"}, "limits": {}}), true);
+    check(done, wanted.clone(), false);
 }
