@@ -78,7 +78,7 @@ pub(super) fn same(a: &NodeStatus, b: &NodeStatus) -> bool {
 }
 
 impl Observed<'_> {
-    /// The whole status. Conditions of others stay.
+    /// The whole status. Conditions and extended resources of others stay.
     pub(super) fn status(&self, old: &NodeStatus) -> NodeStatus {
         let mut addresses: Vec<NodeAddress> = self
             .config
@@ -88,10 +88,17 @@ impl Observed<'_> {
             .collect();
         addresses.push(NodeAddress { type_: "Hostname".to_owned(), address: self.config.node_name.clone() });
         let kubelet_endpoint = Some(DaemonEndpoint { port: i32::from(self.config.port) });
+        let (mut capacity, mut allocatable) = (self.list(self.capacity), self.list(self.allocatable));
+        // Extended resources are an administrator's: what the node has of them may be used up.
+        let is_own = |name: &str| capacity.contains_key(name) || name.starts_with("hugepages-");
+        let extended = old.capacity.iter().flatten().filter(|(name, _)| !is_own(name));
+        let extended: Vec<_> = extended.map(|(name, quantity)| (name.clone(), quantity.clone())).collect();
+        capacity.extend(extended.iter().cloned());
+        allocatable.extend(extended);
         NodeStatus {
             addresses: Some(addresses),
-            capacity: Some(self.list(self.capacity)),
-            allocatable: Some(self.list(self.allocatable)),
+            capacity: Some(capacity),
+            allocatable: Some(allocatable),
             conditions: Some(self.conditions(old)),
             daemon_endpoints: Some(NodeDaemonEndpoints { kubelet_endpoint }),
             images: (!self.images.is_empty()).then(|| self.images.to_vec()),
@@ -197,5 +204,42 @@ impl Observed<'_> {
             last_heartbeat_time: Some(now.clone()),
             last_transition_time: unchanged.and_then(|before| before.last_transition_time.clone()).or(Some(now)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extended_resources_of_others_stay() {
+        let config = KubeletConfig::new("n", vec!["192.0.2.1".to_owned()], "v1.36.2");
+        let capacity = Capacity { cpu_milli: 2000, hugepages: [(1 << 30, 0)].into(), ..Capacity::default() };
+        let observed = Observed {
+            config: &config,
+            capacity: &capacity,
+            allocatable: &Capacity { cpu_milli: 1500, ..capacity.clone() },
+            health: &Health::default(),
+            images: &[],
+            runtime_version: "containerd://2",
+            now: Timestamp::UNIX_EPOCH,
+        };
+        let list = |entries: &[(&str, &str)]| {
+            entries.iter().map(|(name, value)| ((*name).to_owned(), ApiQuantity((*value).to_owned()))).collect()
+        };
+        // What was given to the node by hand, and what the machine no longer has.
+        let old = NodeStatus {
+            capacity: Some(list(&[("cpu", "7"), ("example.com/dongle", "3"), ("hugepages-2Mi", "4Mi")])),
+            allocatable: Some(list(&[("example.com/dongle", "1")])),
+            ..NodeStatus::default()
+        };
+        let status = observed.status(&old);
+        let text = |list: Option<BTreeMap<String, ApiQuantity>>| {
+            let list = list.unwrap_or_default();
+            ["cpu", "example.com/dongle", "hugepages-1Gi", "hugepages-2Mi"]
+                .map(|name| list.get(name).map(|quantity| quantity.0.clone()).unwrap_or_default())
+        };
+        assert_eq!(text(status.capacity), ["2", "3", "0", ""]);
+        assert_eq!(text(status.allocatable), ["1500m", "3", "0", ""]);
     }
 }
