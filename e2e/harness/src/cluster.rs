@@ -109,14 +109,8 @@ impl Cluster {
         first.start(None).await?;
         fs::write(self.spec.kubeconfig(), self.kubeconfig_of(1)?)?;
         let token = first.token_file();
-        let (first, token) = (&first, token.as_path());
-        let others = self.nodes().skip(1).map(async |node| {
-            if node.is_server() {
-                node.share_trust(first)?;
-            }
-            node.start(Some(token)).await
-        });
-        try_join_all(others).await?;
+        let token = token.as_path();
+        try_join_all(self.nodes().skip(1).map(async |node| node.start(Some(token)).await)).await?;
         Ok(())
     }
 
@@ -143,11 +137,16 @@ impl Cluster {
         Ok(text.replace("https://127.0.0.1:6443", &self.spec.api_url(number)))
     }
 
-    /// A client of one server.
-    pub(crate) fn client_of(&self, server: usize) -> Result<Client> {
+    /// A kubeconfig of one server, made where the nodes are.
+    pub(crate) fn kubeconfig_for(&self, server: usize) -> Result<PathBuf> {
         let path = self.spec.folder.join("nodes").join(format!("admin-{server}.yaml"));
         fs::write(&path, self.kubeconfig_of(server)?)?;
-        api::connect(&path)
+        Ok(path)
+    }
+
+    /// A client of one server.
+    pub(crate) fn client_of(&self, server: usize) -> Result<Client> {
+        api::connect(&self.kubeconfig_for(server)?)
     }
 
     pub(crate) fn client(&self) -> Result<Client> {

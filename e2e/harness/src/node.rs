@@ -41,6 +41,17 @@ impl Node {
         self.spec.node_folder(self.number)
     }
 
+    fn kubelet_root(&self) -> PathBuf {
+        self.folder().join("disk/kubelet")
+    }
+
+    /// The kubelet's folder of pods, by a path that leads there from outside the node.
+    pub(crate) fn pods_folder(&self) -> Result<PathBuf> {
+        let init = self.init().pid().context("the node does not run")?;
+        let inside = self.kubelet_root().join("pods");
+        Ok(Path::new("/proc").join(init.to_string()).join("root").join(inside.strip_prefix("/")?))
+    }
+
     pub(crate) fn data_dir(&self) -> PathBuf {
         self.folder().join("data")
     }
@@ -214,7 +225,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
         flag("node-name", self.name());
         flag("node-ip", self.spec.node_address(self.number).to_string());
         flag("container-runtime-endpoint", format!("unix://{RUNTIME}"));
-        flag("kubelet-root-dir", path(folder.join("disk/kubelet")));
+        flag("kubelet-root-dir", path(self.kubelet_root()));
         flag("pod-logs-dir", path(folder.join("disk/pods")));
         flag("cni-bin-dir", path(folder.join("cni/bin")));
         flag("cni-conf-dir", path(folder.join("cni/conf")));
@@ -237,22 +248,6 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
     /// The token others join this server with.
     pub(crate) fn token_file(&self) -> PathBuf {
         self.data_dir().join("server/token")
-    }
-
-    /// Gives this server the authorities and keys of the first one: servers on one datastore are one cluster.
-    pub(crate) fn share_trust(&self, first: &Self) -> Result<()> {
-        let (from, to) = (first.data_dir().join("server/tls"), self.data_dir().join("server/tls"));
-        fs::create_dir_all(to.join("etcd"))?;
-        for pair in ["ca", "front-proxy-ca", "etcd/ca"] {
-            for ending in ["crt", "key"] {
-                let name = format!("{pair}.{ending}");
-                fs::copy(from.join(&name), to.join(&name)).with_context(|| format!("copying {name}"))?;
-            }
-        }
-        for name in ["sa.key", "sa.pub"] {
-            fs::copy(from.join(name), to.join(name)).with_context(|| format!("copying {name}"))?;
-        }
-        Ok(())
     }
 
     /// Runs a program on the node and returns what it prints.

@@ -20,11 +20,10 @@ use tokio::io::unix::AsyncFd;
 pub(crate) struct Exit(Option<AsyncFd<OwnedFd>>);
 
 impl Exit {
-    #[allow(deprecated, reason = "an OwnedFd cannot be misused as the deprecation fears; the replacement is unsafe")]
     pub(crate) fn of(pid: i32) -> Result<Self> {
         let Some(number) = rustix::process::Pid::from_raw(pid) else { return Ok(Self(None)) };
         match pidfd_open(number, PidfdFlags::NONBLOCK) {
-            Ok(handle) => Ok(Self(Some(AsyncFd::with_interest(handle, Interest::READABLE)?))),
+            Ok(handle) => Ok(Self(Some(followed(handle)?))),
             Err(rustix::io::Errno::SRCH) => Ok(Self(None)),
             Err(error) => Err(error).with_context(|| format!("following process {pid}")),
         }
@@ -36,6 +35,12 @@ impl Exit {
         }
         Ok(())
     }
+}
+
+/// A handle of the kernel that becomes readable when something has happened.
+#[allow(deprecated, reason = "an OwnedFd cannot be misused as the deprecation fears; the replacement is unsafe")]
+pub(crate) fn followed(handle: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(handle, Interest::READABLE)
 }
 
 /// The network namespace a process runs in; `None` when there is no such process.

@@ -156,6 +156,14 @@ async fn run_scenario(settings: &Settings, scenario: &Scenario, clock: &SystemCl
 /// change it.
 #[allow(clippy::print_stdout, reason = "the report is what a run is for")]
 async fn course(settings: &Settings, shape: &Shape, steps: &[&Step], clock: &SystemClock) -> Result<Vec<Outcome>> {
+    let (steps, left_out): (Vec<&Step>, Vec<&Step>) = steps.iter().partition(|step| step.program.is_none_or(is_there));
+    for step in left_out {
+        println!(
+            "   LEFT OUT  {}: {} is not installed; hack/install-deps test does it",
+            step.name,
+            step.program.unwrap_or_default()
+        );
+    }
     let folder = settings.folder.join(shape.name());
     cluster::down(&folder).await?;
     let spec = Spec::new(&folder, shape.nodes, shape.servers, shape.datastore)?;
@@ -195,6 +203,12 @@ async fn course(settings: &Settings, shape: &Shape, steps: &[&Step], clock: &Sys
         cluster::down(&folder).await?;
     }
     Ok(outcomes)
+}
+
+/// Whether a program is on the path.
+fn is_there(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
 fn since(clock: &SystemClock, began: Duration) -> f64 {

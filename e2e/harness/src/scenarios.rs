@@ -15,6 +15,7 @@ use crate::api::{self, condition};
 use crate::bench;
 use crate::cluster::{self, Cluster};
 use crate::fabric;
+use crate::manifest::{PodManifest, service};
 use crate::runner::Shape;
 use crate::spec::Datastore;
 use crate::world::{LIMIT, World, count};
@@ -88,33 +89,17 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 
 /// A pod on every node that says when it was started.
 const WEB: &str = r#"
-apiVersion: apps/v1
-kind: DaemonSet
-metadata: {name: web}
-spec:
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers:
-      - name: web
-        image: busybox:1.35
-        command: [sh, -c, "hostname > /tmp/index.html; exec httpd -f -p 8080 -h /tmp"]
-        readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}
----
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec:
-  type: NodePort
-  selector: {app: web}
-  ports: [{port: 80, targetPort: 8080}]
+containers:
+- name: web
+  image: busybox:1.35
+  command: [sh, -c, "hostname > /tmp/index.html; exec httpd -f -p 8080 -h /tmp"]
+  readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}
 "#;
 
 async fn start(cluster: &Cluster) -> Result<World<'_>> {
     let world = World::new(cluster, "default")?;
-    world.apply(WEB).await?;
+    let reached = service("web", "web", "type: NodePort\nports: [{port: 80, targetPort: 8080}]");
+    world.apply(&(PodManifest::new("web", WEB).daemon_set() + &reached)).await?;
     world.pods("app=web", cluster.spec.nodes).await?;
     Ok(world)
 }
@@ -196,25 +181,14 @@ async fn kill(cluster: &mut Cluster) -> Result<()> {
 
 /// A pod that begins on node2, and does not stay on a node that is silent.
 const HASTY: &str = r#"
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: hasty}
-spec:
-  selector: {matchLabels: {app: hasty}}
-  template:
-    metadata: {labels: {app: hasty}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      affinity:
-        nodeAffinity:
-          preferredDuringSchedulingIgnoredDuringExecution:
-          - weight: 100
-            preference: {matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [node2]}]}
-      tolerations:
-      - {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 2}
-      - {key: node.kubernetes.io/not-ready, operator: Exists, effect: NoExecute, tolerationSeconds: 2}
-      containers:
-      - {name: app, image: "busybox:1.35", command: [sleep, "3600"]}
+affinity:
+  nodeAffinity:
+    preferredDuringSchedulingIgnoredDuringExecution:
+    - weight: 100
+      preference: {matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [node2]}]}
+tolerations:
+- {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 2}
+- {key: node.kubernetes.io/not-ready, operator: Exists, effect: NoExecute, tolerationSeconds: 2}
 "#;
 
 async fn loss(cluster: &mut Cluster) -> Result<()> {
@@ -222,7 +196,7 @@ async fn loss(cluster: &mut Cluster) -> Result<()> {
     let world = start(cluster).await?;
     let before = containers(&world).await?;
     let url = format!("http://{}:{}/", cluster.spec.node_address(1), world.node_port("web").await?);
-    world.apply(HASTY).await?;
+    world.apply(&PodManifest::sleeping("hasty").with(HASTY).deployment("")).await?;
     world.pods("app=hasty", 1).await?;
 
     fabric::set_link(&cluster.spec, 2, false).await?;
@@ -317,8 +291,7 @@ async fn leader(cluster: &mut Cluster) -> Result<()> {
     let other = cluster.node(3 - leading.number);
     leading.kill().await?;
     // Through the server that is left, as a load balancer would.
-    let mut survivor = world.clone();
-    survivor.client = cluster.client_of(other.number)?;
+    let survivor = World::through(cluster, other.number, "default")?;
     let leases = survivor.client.namespaced::<Lease>("kube-system");
     let params = ListParams::fields("metadata.name=kube-controller-manager");
     api::wait(leases.dynamic(), &params, LIMIT, "the other server leading", |found| {
@@ -329,20 +302,8 @@ async fn leader(cluster: &mut Cluster) -> Result<()> {
         }
     })
     .await?;
-    let job = json!({
-        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "after"},
-        "spec": {
-            "replicas": 2, "selector": {"matchLabels": {"app": "after"}},
-            "template": {
-                "metadata": {"labels": {"app": "after"}},
-                "spec": {
-                    "nodeSelector": {"kubernetes.io/hostname": "node3"},
-                    "containers": [{"name": "after", "image": "busybox:1.35", "command": ["sleep", "3600"]}]
-                }
-            }
-        }
-    });
-    survivor.client.namespaced::<rkube_api::k8s::apps::v1::Deployment>("default").dynamic().create(&job).await?;
+    let after = PodManifest::sleeping("after").with("nodeSelector: {kubernetes.io/hostname: node3}");
+    survivor.apply(&after.deployment("replicas: 2")).await?;
     // Whether its node follows depends on which server it joined.
     let bound = survivor.wait::<Pod, _>("pods made and bound under the new leader", "app=after", |pods| {
         let bound = pods.values().filter(|pod| pod["spec"]["nodeName"] == "node3").count();

@@ -18,24 +18,33 @@ use tokio::process::Command;
 
 use crate::api::{self, Objects, condition};
 use crate::cluster::Cluster;
+use crate::files;
 
 /// Long enough for a debug binary on a busy machine; nothing waits this long when all is well.
 pub(crate) const LIMIT: Duration = Duration::from_secs(240);
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 const PAGE_BYTES_MAX: usize = 4 << 20;
-/// How long a shell in a pod goes on trying.
-const SHELL_SECONDS: &str = "120";
 
-#[derive(Clone)]
 pub(crate) struct World<'a> {
     pub(crate) cluster: &'a Cluster,
+    kubeconfig: PathBuf,
     pub(crate) client: Client,
     pub(crate) namespace: String,
 }
 
 impl<'a> World<'a> {
     pub(crate) fn new(cluster: &'a Cluster, namespace: &str) -> Result<Self> {
-        Ok(Self { cluster, client: cluster.client()?, namespace: namespace.to_owned() })
+        Self::with(cluster, cluster.spec.kubeconfig(), namespace)
+    }
+
+    /// The same, seen through one of several servers.
+    pub(crate) fn through(cluster: &'a Cluster, server: usize, namespace: &str) -> Result<Self> {
+        Self::with(cluster, cluster.kubeconfig_for(server)?, namespace)
+    }
+
+    fn with(cluster: &'a Cluster, kubeconfig: PathBuf, namespace: &str) -> Result<Self> {
+        let client = api::connect(&kubeconfig)?;
+        Ok(Self { cluster, kubeconfig, client, namespace: namespace.to_owned() })
     }
 
     fn command(&self) -> Command {
@@ -43,7 +52,7 @@ impl<'a> World<'a> {
         let cache: PathBuf = self.cluster.spec.folder.join("nodes/kubectl");
         command
             .arg("--kubeconfig")
-            .arg(self.cluster.spec.kubeconfig())
+            .arg(&self.kubeconfig)
             .arg("--cache-dir")
             .arg(cache)
             .args(["--namespace", &self.namespace])
@@ -72,13 +81,24 @@ impl<'a> World<'a> {
     }
 
     async fn try_kubectl(&self, words: &[&str]) -> Result<(bool, String, String)> {
-        let running = self.command().args(words).output();
-        let Ok(output) = tokio::time::timeout(2 * LIMIT, running).await else {
-            bail!("kubectl {} did not end within {} s", words.join(" "), 2 * LIMIT.as_secs());
-        };
-        let output = output.context("running kubectl")?;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Ok((output.status.success(), text(&output.stdout), text(&output.stderr)))
+        finished(self.command().args(words), &format!("kubectl {}", words.join(" "))).await
+    }
+
+    /// helm with these words, in the scenario's namespace. Returns what it prints.
+    pub(crate) async fn helm(&self, words: &str) -> Result<String> {
+        let mut command = Command::new("helm");
+        for folder in ["CACHE", "CONFIG", "DATA"] {
+            command.env(format!("HELM_{folder}_HOME"), self.cluster.spec.folder.join("nodes/helm").join(folder));
+        }
+        command
+            .env("KUBECONFIG", &self.kubeconfig)
+            .args(["--namespace", &self.namespace])
+            .args(words.split_whitespace())
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let (done, out, error) = finished(&mut command, &format!("helm {words}")).await?;
+        ensure!(done, "helm {words}: {}{}", error.trim(), out.trim());
+        Ok(out)
     }
 
     /// `kubectl apply -f -`, or another verb that reads a manifest.
@@ -128,6 +148,17 @@ impl<'a> World<'a> {
         .await
     }
 
+    /// Waits until there is no object of this name.
+    pub(crate) async fn gone<K: Kind>(&self, name: &str) -> Result<()> {
+        self.wait::<K, _>(&format!("{} {name} gone", K::KIND), "", |found| {
+            match found.values().any(|object| name_of(object) == name) {
+                true => Err("it is still there".to_owned()),
+                false => Ok(()),
+            }
+        })
+        .await
+    }
+
     /// Waits until exactly so many pods with the labels are there, all Ready and none on its way out. Their names.
     pub(crate) async fn pods(&self, labels: &str, wanted: usize) -> Result<Vec<String>> {
         let what = format!("{wanted} pods with {labels} Ready and no other");
@@ -156,10 +187,32 @@ impl<'a> World<'a> {
         self.kubectl_args(&["exec", pod, "--", "sh", "-c", script]).await
     }
 
-    /// Runs a shell command in a pod until it succeeds: for what no event announces there, such as a name.
-    pub(crate) async fn shell_until(&self, pod: &str, script: &str) -> Result<()> {
-        let script = format!("until {script}; do sleep 0.2; done");
-        self.kubectl_args(&["exec", pod, "--", "timeout", SHELL_SECONDS, "sh", "-c", &script]).await.map(drop)
+    /// Waits until a program in a pod succeeds and `check` passes what it prints: for what no event announces there, such
+    /// as that a name is known.
+    pub(crate) async fn asks_until(
+        &self,
+        pod: &str,
+        what: &str,
+        command: &[&str],
+        check: impl Fn(&str) -> bool,
+    ) -> Result<()> {
+        let words = [&["exec", pod, "--"], command].concat();
+        api::retry(LIMIT, &format!("{what}, from pod {pod}"), async || match self.kubectl_args(&words).await {
+            Ok(said) if check(&said) => Ok(()),
+            Ok(said) => Err(said),
+            Err(error) => Err(format!("{error:#}")),
+        })
+        .await
+    }
+
+    /// Waits until a file of one of a pod's volumes has this text. `volume` is the volume's folder below the pod's, as
+    /// `kubernetes.io~configmap/settings`.
+    pub(crate) async fn volume_holds(&self, pod: &str, volume: &str, file: &str, text: &str) -> Result<()> {
+        let pod = self.get::<Pod>(pod).await?;
+        let node = self.cluster.named(pod["spec"]["nodeName"].as_str().context("the pod has a node")?)?;
+        let uid = pod["metadata"]["uid"].as_str().context("the pod has a uid")?;
+        let folder = node.pods_folder()?.join(uid).join("volumes").join(volume);
+        files::holds(&folder, file, text, LIMIT).await
     }
 
     /// One object, as JSON.
@@ -180,15 +233,9 @@ impl<'a> World<'a> {
 
     /// The same from inside a pod that has busybox.
     pub(crate) async fn page_from_pod(&self, pod: &str, url: &str, text: &str) -> Result<()> {
-        api::retry(LIMIT, &format!("{text:?} at {url} from pod {pod}"), async || {
-            // The limit is not wget's own: with that option Debian's busybox crashes.
-            match self.kubectl_args(&["exec", pod, "--", "timeout", "5", "wget", "-q", "-O", "-", url]).await {
-                Ok(page) if page.contains(text) => Ok(()),
-                Ok(page) => Err(page),
-                Err(error) => Err(format!("{error:#}")),
-            }
-        })
-        .await
+        // The limit is not wget's own: with that option Debian's busybox crashes.
+        let command = ["timeout", "5", "wget", "-q", "-O", "-", url];
+        self.asks_until(pod, &format!("{text:?} at {url}"), &command, |page| page.contains(text)).await
     }
 
     /// The node port a Service was given.
@@ -203,6 +250,16 @@ impl<'a> World<'a> {
         command.args(words.split_whitespace()).stdout(Stdio::piped());
         command.spawn().context("running kubectl")
     }
+}
+
+/// Whether a program ended well, and what it printed.
+async fn finished(command: &mut Command, what: &str) -> Result<(bool, String, String)> {
+    let Ok(output) = tokio::time::timeout(2 * LIMIT, command.output()).await else {
+        bail!("{what} did not end within {} s", 2 * LIMIT.as_secs());
+    };
+    let output = output.with_context(|| format!("running {what}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok((output.status.success(), text(&output.stdout), text(&output.stderr)))
 }
 
 /// One GET, answered with 200.

@@ -29,12 +29,5 @@ pub(super) async fn addons(world: &World<'_>) -> Result<()> {
     let events = world.kubectl("get events --namespace kube-system").await?;
     ensure!(events.contains("AppliedManifest"), "no event says so: {events}");
     fs::remove_file(&path)?;
-    world
-        .wait::<ConfigMap, _>("the addon gone", "", |found| {
-            match found.values().any(|object| object["metadata"]["name"] == "addon") {
-                true => Err("it is still there".to_owned()),
-                false => Ok(()),
-            }
-        })
-        .await
+    world.gone::<ConfigMap>("addon").await
 }

@@ -6,6 +6,7 @@ use rkube_api::k8s::batch::v1::{CronJob, Job};
 use rkube_api::k8s::core::v1::Pod;
 
 use crate::api::condition;
+use crate::manifest::PodManifest;
 use crate::world::World;
 
 /// A Job with three completions, two at a time, and one whose pod fails until its limit.
@@ -88,26 +89,16 @@ pub(super) async fn cron(world: &World<'_>) -> Result<()> {
     Ok(())
 }
 
-const AGENT: &str = r#"
-apiVersion: apps/v1
-kind: DaemonSet
-metadata: {name: agent}
-spec:
-  selector: {matchLabels: {app: agent}}
-  template:
-    metadata: {labels: {app: agent}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers:
-      - {name: agent, image: "busybox:1.35", command: [sleep, "3600"]}
-"#;
+fn agent() -> String {
+    PodManifest::sleeping("agent").daemon_set()
+}
 
 /// One pod on every node, then only where a label is.
 pub(super) async fn daemons(world: &World<'_>) -> Result<()> {
     let nodes = world.cluster.spec.nodes;
     let last = world.cluster.spec.node_name(nodes);
     world.kubectl(&format!("label node {last} lab={}", world.namespace)).await?;
-    world.apply(AGENT).await?;
+    world.apply(&agent()).await?;
     world.pods("app=agent", nodes).await?;
     settled(world, nodes).await?;
     // Only where the label is.
@@ -140,10 +131,10 @@ pub(super) async fn taints(world: &World<'_>) -> Result<()> {
 
 async fn on_tainted_node(world: &World<'_>, nodes: usize, last: &str) -> Result<()> {
     world.kubectl(&format!("taint node {last} lab=closed:NoSchedule")).await?;
-    world.apply(AGENT).await?;
+    world.apply(&agent()).await?;
     settled(world, nodes - 1).await?;
     world.pods("app=agent", nodes - 1).await?;
-    world.apply(&visitor(last, "visitor", "")).await?;
+    world.apply(&visitor(last, "visitor", "[]")).await?;
     world
         .wait_one::<Pod, _>("visitor", "not scheduled", |pod| {
             let conditions = pod["status"]["conditions"].to_string();
@@ -179,20 +170,8 @@ async fn on_tainted_node(world: &World<'_>, nodes: usize, last: &str) -> Result<
 
 /// A pod for one node.
 fn visitor(node: &str, name: &str, tolerations: &str) -> String {
-    let tolerations = if tolerations.is_empty() { "[]" } else { tolerations };
-    format!(
-        r#"
-apiVersion: v1
-kind: Pod
-metadata: {{name: {name}}}
-spec:
-  terminationGracePeriodSeconds: 1
-  nodeSelector: {{kubernetes.io/hostname: {node}}}
-  tolerations: {tolerations}
-  containers:
-  - {{name: app, image: "busybox:1.35", command: [sleep, "3600"]}}
-"#
-    )
+    let more = format!("nodeSelector: {{kubernetes.io/hostname: {node}}}\ntolerations: {tolerations}");
+    PodManifest::sleeping(name).with(&more).alone()
 }
 
 async fn tolerate(world: &World<'_>, toleration: &str) -> Result<()> {

@@ -5,38 +5,32 @@ use rkube_api::k8s::core::v1::{Pod, Service};
 use rkube_api::k8s::discovery::v1::EndpointSlice;
 
 use crate::api::condition;
+use crate::manifest::{PodManifest, service};
 use crate::world::World;
+
+const APP: &str = r#"
+containers:
+- name: app
+  image: busybox:1.35
+  command: [sh, -c, "env; sleep 3600"]
+  envFrom: [{configMapRef: {name: settings}}]
+  env:
+  - {name: WHO, valueFrom: {secretKeyRef: {name: login, key: user}}}
+  - {name: NODE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}
+  - {name: ADDRESS, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
+  volumeMounts:
+  - {name: settings, mountPath: /etc/settings}
+  - {name: login, mountPath: /etc/login, readOnly: true}
+volumes:
+- {name: settings, configMap: {name: settings}}
+- {name: login, secret: {secretName: login, defaultMode: 0400}}
+"#;
 
 /// Environment and files from a ConfigMap and a Secret; a changed ConfigMap reaches the file, not the environment.
 pub(super) async fn environment(world: &World<'_>) -> Result<()> {
     world.kubectl("create configmap settings --from-literal=COLOUR=blue --from-literal=size=7").await?;
     world.kubectl("create secret generic login --from-literal=user=ann --from-literal=password=s3cret").await?;
-    world
-        .apply(
-            r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: app}
-spec:
-  terminationGracePeriodSeconds: 1
-  containers:
-  - name: app
-    image: busybox:1.35
-    command: [sh, -c, "env; sleep 3600"]
-    envFrom: [{configMapRef: {name: settings}}]
-    env:
-    - {name: WHO, valueFrom: {secretKeyRef: {name: login, key: user}}}
-    - {name: NODE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}
-    - {name: ADDRESS, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
-    volumeMounts:
-    - {name: settings, mountPath: /etc/settings}
-    - {name: login, mountPath: /etc/login, readOnly: true}
-  volumes:
-  - {name: settings, configMap: {name: settings}}
-  - {name: login, secret: {secretName: login, defaultMode: 0400}}
-"#,
-        )
-        .await?;
+    world.apply(&PodManifest::new("app", APP).alone()).await?;
     let pod = world.pod("app").await?;
     let log = world.kubectl("logs app").await?;
     for line in ["COLOUR=blue", "size=7", "WHO=ann", "NODE=node"] {
@@ -49,39 +43,26 @@ spec:
     ensure!(said == "blue\ns3cret\n400\n", "the files hold {said:?}");
 
     world.kubectl_args(&["patch", "configmap", "settings", "-p", r#"{"data":{"COLOUR":"green"}}"#]).await?;
-    world.shell_until("app", "[ $(cat /etc/settings/COLOUR) = green ]").await?;
-    let said = world.shell("app", "echo $COLOUR").await?;
-    ensure!(said == "blue\n", "the environment of a running container stays: {said:?}");
+    world.volume_holds("app", "kubernetes.io~configmap/settings", "COLOUR", "green").await?;
+    let said = world.shell("app", "cat /etc/settings/COLOUR; echo; echo $COLOUR").await?;
+    ensure!(said == "green\nblue\n", "the file follows, the environment of a running container stays: {said:?}");
     Ok(())
 }
 
+const PROBED: &str = r#"
+containers:
+- name: app
+  image: busybox:1.35
+  command: [sh, -c, "touch /tmp/ready /tmp/alive; sleep 2; touch /tmp/started; sleep 3600"]
+  startupProbe: {exec: {command: [cat, /tmp/started]}, periodSeconds: 1, failureThreshold: 60}
+  readinessProbe: {exec: {command: [cat, /tmp/ready]}, periodSeconds: 1}
+  livenessProbe: {exec: {command: [cat, /tmp/alive]}, periodSeconds: 1, failureThreshold: 2}
+"#;
+
 /// Readiness takes a pod out of its Service and back, liveness restarts its container, a startup probe holds both back.
 pub(super) async fn probes(world: &World<'_>) -> Result<()> {
-    world
-        .apply(
-            r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: probed, labels: {app: probed}}
-spec:
-  terminationGracePeriodSeconds: 1
-  containers:
-  - name: app
-    image: busybox:1.35
-    command: [sh, -c, "touch /tmp/ready /tmp/alive; sleep 2; touch /tmp/started; sleep 3600"]
-    startupProbe: {exec: {command: [cat, /tmp/started]}, periodSeconds: 1, failureThreshold: 60}
-    readinessProbe: {exec: {command: [cat, /tmp/ready]}, periodSeconds: 1}
-    livenessProbe: {exec: {command: [cat, /tmp/alive]}, periodSeconds: 1, failureThreshold: 2}
----
-apiVersion: v1
-kind: Service
-metadata: {name: probed}
-spec:
-  selector: {app: probed}
-  ports: [{port: 80}]
-"#,
-        )
-        .await?;
+    let manifests = [PodManifest::new("probed", PROBED).alone(), service("probed", "probed", "ports: [{port: 80}]")];
+    world.apply(&manifests.concat()).await?;
     world.pod("probed").await?;
     let address = world.get::<Service>("probed").await?["spec"]["clusterIP"].clone();
     ensure!(address.as_str().is_some_and(|address| !address.is_empty()), "the Service has an address");

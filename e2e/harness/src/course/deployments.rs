@@ -6,39 +6,32 @@ use rkube_api::k8s::core::v1::Pod;
 use rkube_api::k8s::discovery::v1::EndpointSlice;
 
 use crate::api::condition;
+use crate::manifest::PodManifest;
 use crate::world::{World, count};
 
-const WEB: &str = r#"
+const PAGE: &str = r#"
+---
 apiVersion: v1
 kind: ConfigMap
 metadata: {name: page}
 data:
   index.html: <h1>Hello, class</h1>
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers:
-      - name: nginx
-        image: nginx:1.22
-        ports: [{containerPort: 80}]
-        readinessProbe: {httpGet: {path: /, port: 80}, periodSeconds: 1}
-        volumeMounts: [{name: page, mountPath: /usr/share/nginx/html}]
-      volumes:
-      - name: page
-        configMap: {name: page}
+"#;
+
+const NGINX: &str = r#"
+containers:
+- name: nginx
+  image: nginx:1.22
+  ports: [{containerPort: 80}]
+  readinessProbe: {httpGet: {path: /, port: 80}, periodSeconds: 1}
+  volumeMounts: [{name: page, mountPath: /usr/share/nginx/html}]
+volumes:
+- {name: page, configMap: {name: page}}
 "#;
 
 /// The page of a ConfigMap is what the Service's address serves, from a pod and through a node.
 pub(super) async fn page(world: &World<'_>) -> Result<()> {
-    world.apply(WEB).await?;
+    world.apply(&(PAGE.to_owned() + &PodManifest::new("web", NGINX).deployment("replicas: 2"))).await?;
     world.kubectl("expose deployment web --type=NodePort --port=80").await?;
     let told = world.kubectl("rollout status deployment/web --timeout=240s").await?;
     ensure!(told.contains("successfully rolled out"), "rollout status said {told}");

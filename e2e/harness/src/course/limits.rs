@@ -3,20 +3,13 @@
 use anyhow::{Result, ensure};
 use rkube_api::k8s::core::v1::{Pod, ResourceQuota};
 
+use crate::manifest::PodManifest;
 use crate::world::World;
 
-const POD: &str = r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: NAME}
-spec:
-  terminationGracePeriodSeconds: 1
-  containers:
-  - {name: app, image: "busybox:1.35", command: [sleep, "3600"]RESOURCES}
-"#;
-
 fn pod(name: &str, resources: &str) -> String {
-    POD.replace("NAME", name).replace("RESOURCES", resources)
+    let container =
+        format!(r#"containers: [{{name: app, image: "busybox:1.35", command: [sleep, "3600"]{resources}}}]"#);
+    PodManifest::new(name, &container).alone()
 }
 
 /// A pod without requests gets the namespace's defaults, one over the bounds is refused, and a quota counts.

@@ -3,6 +3,7 @@
 
 mod addons;
 mod batch;
+mod charts;
 mod configuration;
 mod deployments;
 mod limits;
@@ -21,6 +22,8 @@ pub(crate) struct Step {
     pub(crate) about: &'static str,
     /// Whether it changes what the whole cluster shares, and so runs while no other step does.
     pub(crate) is_alone: bool,
+    /// A program that it needs and not every machine has: without it the step is left out, and that is said.
+    pub(crate) program: Option<&'static str>,
     /// Archives of e2e/images it needs.
     pub(crate) images: &'static [&'static str],
     pub(crate) run: for<'a> fn(&'a World<'a>) -> LocalBoxFuture<'a, Result<()>>,
@@ -30,8 +33,18 @@ macro_rules! step {
     (alone $($rest:tt)*) => {
         Step { is_alone: true, ..step!($($rest)*) }
     };
+    (with $program:literal $($rest:tt)*) => {
+        Step { program: Some($program), ..step!($($rest)*) }
+    };
     ($name:literal, $about:literal, $images:expr, $function:path) => {
-        Step { name: $name, about: $about, is_alone: false, images: &$images, run: |world| Box::pin($function(world)) }
+        Step {
+            name: $name,
+            about: $about,
+            is_alone: false,
+            program: None,
+            images: &$images,
+            run: |world| Box::pin($function(world)),
+        }
     };
 }
 
@@ -77,6 +90,12 @@ pub(crate) const STEPS: &[Step] = &[
         batch::taints
     ),
     step!("addons", "manifests in the server's folder", [], addons::addons),
+    step!(
+        with "helm" "helm",
+        "a chart installed with a hook, upgraded, rolled back and uninstalled by helm",
+        ["busybox"],
+        charts::helm
+    ),
     step!("cron", "a CronJob by hand, on time and suspended", ["busybox"], batch::cron),
     step!(
         "wordpress",

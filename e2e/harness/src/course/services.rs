@@ -1,55 +1,29 @@
 //! Reaching pods, and looking into them.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rkube_api::k8s::core::v1::Pod;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
+use crate::manifest::{PodManifest, service};
 use crate::world::{LIMIT, World};
 
 const WEB: &str = r#"
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers:
-      - name: web
-        image: busybox:1.35
-        command: [sh, -c, "hostname > /tmp/index.html; echo serving; exec httpd -f -v -p 8080 -h /tmp"]
-        ports: [{name: http, containerPort: 8080}]
-        readinessProbe: {tcpSocket: {port: http}, periodSeconds: 1}
----
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec:
-  selector: {app: web}
-  ports: [{port: 80, targetPort: http}]
----
-apiVersion: v1
-kind: Service
-metadata: {name: pods}
-spec:
-  clusterIP: None
-  selector: {app: web}
-  ports: [{port: 8080}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: client, labels: {app: client}}
-spec:
-  terminationGracePeriodSeconds: 1
-  containers:
-  - {name: client, image: "busybox:1.35", command: [sleep, "3600"]}
+containers:
+- name: web
+  image: busybox:1.35
+  command: [sh, -c, "hostname > /tmp/index.html; echo serving; exec httpd -f -vv -p 8080 -h /tmp"]
+  ports: [{name: http, containerPort: 8080}]
+  readinessProbe: {tcpSocket: {port: http}, periodSeconds: 1}
 "#;
 
 async fn start(world: &World<'_>) -> Result<Vec<String>> {
-    world.apply(WEB).await?;
+    let manifests = [
+        PodManifest::new("web", WEB).deployment("replicas: 2"),
+        service("web", "web", "ports: [{port: 80, targetPort: http}]"),
+        service("pods", "web", "clusterIP: None\nports: [{port: 8080}]"),
+        PodManifest::sleeping("client").alone(),
+    ];
+    world.apply(&manifests.concat()).await?;
     world.pods("app=client", 1).await?;
     world.pods("app=web", 2).await
 }
@@ -65,8 +39,9 @@ pub(super) async fn names(world: &World<'_>) -> Result<()> {
     for pod in &pods {
         let address = world.get::<Pod>(pod).await?["status"]["podIP"].as_str().context("an address")?.to_owned();
         world.page_from_pod("client", &format!("http://{address}:8080/"), pod).await?;
-        let lookup = format!("nslookup -type=a pods.{namespace}.svc.cluster.local | grep -q {address}");
-        world.shell_until("client", &lookup).await?;
+        let name = format!("pods.{namespace}.svc.cluster.local");
+        let what = format!("the address {address} for {name}");
+        world.asks_until("client", &what, &["nslookup", "-type=a", &name], |said| said.contains(&address)).await?;
     }
     let missing = world.kubectl_fails("exec client -- nslookup missing.default.svc.cluster.local").await?;
     ensure!(missing.contains("exit code 1"), "a name that does not exist: {missing}");
@@ -117,21 +92,24 @@ pub(super) async fn looking(world: &World<'_>) -> Result<()> {
     world.page(&url, |page| page.contains(pod.as_str())).await?;
     forward.kill().await?;
 
-    let mut follow = world.kubectl_stream(&format!("logs -f --tail=0 {pod}"))?;
+    let mut follow = world.kubectl_stream(&format!("logs -f {pod}"))?;
     let mut lines = BufReader::new(follow.stdout.take().context("kubectl prints")?).lines();
-    let seen = async {
-        loop {
-            // Asked until the stream, which begins at an unknown moment, shows a request.
-            let asking =
-                world.kubectl(&format!("exec {pod} -- wget -q -O /dev/null http://127.0.0.1:8080/followed")).await;
-            drop(asking);
-            if let Ok(line) = tokio::time::timeout(std::time::Duration::from_secs(1), lines.next_line()).await {
-                return line;
+    let mut followed = async |wanted: &str| {
+        let seen = async {
+            while let Some(line) = lines.next_line().await? {
+                if line.contains(wanted) {
+                    return Ok(());
+                }
             }
-        }
+            bail!("the log ended")
+        };
+        let seen = tokio::time::timeout(LIMIT, seen).await;
+        seen.with_context(|| format!("the followed log did not show {wanted}"))?
     };
-    let line = tokio::time::timeout(LIMIT, seen).await.context("the followed log showed nothing")??;
-    ensure!(line.is_some(), "the followed log ended");
+    // What was there shows that it is followed; what comes then is told at once.
+    followed("serving").await?;
+    world.kubectl(&format!("exec {pod} -- wget -q -O /dev/null http://127.0.0.1:8080/index.html")).await?;
+    followed("url:/index.html").await?;
     follow.kill().await?;
     Ok(())
 }

@@ -5,41 +5,28 @@ use rkube_api::k8s::core::v1::{PersistentVolumeClaim, Pod};
 
 use super::storage::{Volume, forget_volume};
 use crate::api::condition;
+use crate::manifest::{PodManifest, service};
 use crate::world::World;
 
 const REDIS: &str = r#"
-apiVersion: v1
-kind: Service
-metadata: {name: redis}
-spec:
-  clusterIP: None
-  selector: {app: redis}
-  ports: [{port: 6379}]
----
-apiVersion: apps/v1
-kind: StatefulSet
-metadata: {name: redis}
-spec:
-  serviceName: redis
-  replicas: 2
-  selector: {matchLabels: {app: redis}}
-  template:
-    metadata: {labels: {app: redis}}
-    spec:
-      terminationGracePeriodSeconds: 5
-      containers:
-      - name: redis
-        image: redis:7
-        args: [redis-server, --bind, 0.0.0.0, --protected-mode, "no", --dir, /data, --appendonly, "yes"]
-        ports: [{containerPort: 6379}]
-        readinessProbe: {exec: {command: [redis-cli, ping]}, periodSeconds: 1}
-        volumeMounts: [{name: data, mountPath: /data}]
-  volumeClaimTemplates:
-  - metadata: {name: data}
-    spec:
-      storageClassName: CLASS
-      accessModes: [ReadWriteOnce]
-      resources: {requests: {storage: 100Mi}}
+containers:
+- name: redis
+  image: redis:7
+  args: [redis-server, --bind, 0.0.0.0, --protected-mode, "no", --dir, /data, --appendonly, "yes"]
+  ports: [{containerPort: 6379}]
+  readinessProbe: {exec: {command: [redis-cli, ping]}, periodSeconds: 1}
+  volumeMounts: [{name: data, mountPath: /data}]
+"#;
+
+const STATEFUL: &str = r#"
+serviceName: redis
+replicas: 2
+volumeClaimTemplates:
+- metadata: {name: data}
+  spec:
+    storageClassName: CLASS
+    accessModes: [ReadWriteOnce]
+    resources: {requests: {storage: 100Mi}}
 "#;
 
 /// redis-0 starts before redis-1, each has a claim of its own and is reached by its name, and one that was deleted,
@@ -50,7 +37,12 @@ pub(super) async fn redis(world: &World<'_>) -> Result<()> {
     for volume in &volumes {
         world.apply(&volume.manifest(world)).await?;
     }
-    world.apply(&REDIS.replace("CLASS", &world.namespace)).await?;
+    let set = STATEFUL.replace("CLASS", &world.namespace);
+    let manifests = [
+        service("redis", "redis", "clusterIP: None\nports: [{port: 6379}]"),
+        PodManifest::new("redis", REDIS).grace_seconds(5).stateful_set(&set),
+    ];
+    world.apply(&manifests.concat()).await?;
     let pods = world.pods("app=redis", 2).await?;
     ensure!(pods == ["redis-0", "redis-1"], "the pods are {pods:?}");
     let (first, second) = (world.get::<Pod>("redis-0").await?, world.get::<Pod>("redis-1").await?);
@@ -112,7 +104,8 @@ async fn holds(world: &World<'_>, pod: &str, colour: &str) -> Result<()> {
 
 async fn reachable(world: &World<'_>) -> Result<()> {
     for (from, to) in [("redis-0", "redis-1"), ("redis-1", "redis-0")] {
-        world.shell_until(from, &format!("redis-cli -h {to}.redis ping | grep -q PONG")).await?;
+        let ask = ["timeout", "5", "redis-cli", "-h", &format!("{to}.redis"), "ping"];
+        world.asks_until(from, &format!("an answer of {to}.redis"), &ask, |said| said.contains("PONG")).await?;
     }
     Ok(())
 }

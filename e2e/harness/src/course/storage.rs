@@ -7,6 +7,7 @@ use rkube_client::ListParams;
 use rkube_http::body::Body;
 
 use crate::api;
+use crate::manifest::{PodManifest, object, service};
 use crate::world::{LIMIT, World, request};
 
 /// A PersistentVolume on one node's disk, for the claims of a step's own storage class.
@@ -20,43 +21,27 @@ impl Volume {
         let (namespace, name, node) = (&world.namespace, self.name, world.cluster.spec.node_name(self.node));
         let path = world.cluster.spec.node_folder(self.node).join("disk").join(format!("{namespace}-{name}"));
         let path = path.display();
-        format!(
-            r#"
-apiVersion: v1
-kind: PersistentVolume
-metadata: {{name: {namespace}-{name}}}
-spec:
-  capacity: {{storage: 1Gi}}
-  accessModes: [ReadWriteOnce]
-  persistentVolumeReclaimPolicy: Retain
-  storageClassName: {namespace}
-  hostPath: {{path: {path}, type: DirectoryOrCreate}}
-  nodeAffinity:
-    required:
-      nodeSelectorTerms:
-      - matchExpressions: [{{key: kubernetes.io/hostname, operator: In, values: [{node}]}}]
----
-"#
-        )
+        let spec = format!(
+            "capacity: {{storage: 1Gi}}\n\
+             accessModes: [ReadWriteOnce]\n\
+             persistentVolumeReclaimPolicy: Retain\n\
+             storageClassName: {namespace}\n\
+             hostPath: {{path: {path}, type: DirectoryOrCreate}}\n\
+             nodeAffinity: {{required: {{nodeSelectorTerms: [{{matchExpressions: [\
+               {{key: kubernetes.io/hostname, operator: In, values: [{node}]}}]}}]}}}}"
+        );
+        object("v1", "PersistentVolume", &format!("{{name: {namespace}-{name}}}"), &spec)
     }
 }
 
 /// A volume on the first node and a claim of the same name for it.
 fn volume_and_claim(world: &World<'_>, name: &'static str) -> String {
-    let claim = format!(
-        r#"
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata: {{name: {name}}}
-spec:
-  storageClassName: {}
-  accessModes: [ReadWriteOnce]
-  resources: {{requests: {{storage: 500Mi}}}}
----
-"#,
+    let spec = format!(
+        "storageClassName: {}\naccessModes: [ReadWriteOnce]\nresources: {{requests: {{storage: 500Mi}}}}",
         world.namespace
     );
-    Volume { node: 1, name }.manifest(world) + &claim
+    Volume { node: 1, name }.manifest(world)
+        + &object("v1", "PersistentVolumeClaim", &format!("{{name: {name}}}"), &spec)
 }
 
 /// Deletes a volume whose claim was deleted, as an administrator does with `Retain`.
@@ -81,27 +66,24 @@ async fn bound(world: &World<'_>, claim: &str) -> Result<()> {
         .await
 }
 
+const WRITER: &str = r#"
+containers:
+- name: writer
+  image: busybox:1.35
+  command: [sleep, "3600"]
+  volumeMounts: [{name: data, mountPath: /data}]
+volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]
+"#;
+
 /// A claim is bound to the volume that fits, and what one pod writes another reads after it is gone.
 pub(super) async fn volumes(world: &World<'_>) -> Result<()> {
-    let pod = r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: writer, labels: {app: writer}}
-spec:
-  terminationGracePeriodSeconds: 1
-  containers:
-  - name: writer
-    image: busybox:1.35
-    command: [sleep, "3600"]
-    volumeMounts: [{name: data, mountPath: /data}]
-  volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]
-"#;
-    world.apply(&(volume_and_claim(world, "data") + pod)).await?;
+    let pod = PodManifest::new("writer", WRITER).alone();
+    world.apply(&(volume_and_claim(world, "data") + &pod)).await?;
     bound(world, "data").await?;
     world.pods("app=writer", 1).await?;
     world.shell("writer", "echo kept > /data/note").await?;
     world.kubectl("delete pod writer").await?;
-    world.apply(pod).await?;
+    world.apply(&pod).await?;
     world.pods("app=writer", 1).await?;
     let note = world.kubectl("exec writer -- cat /data/note").await?;
     ensure!(note == "kept\n", "the note says {note:?}");
@@ -112,40 +94,49 @@ spec:
     forget_volume(world, "data").await
 }
 
-const BLOG: &str = r#"
+const MARIADB: &str = r#"
+containers:
+- name: mariadb
+  image: mariadb:10.11
+  env:
+  - {name: MARIADB_DATABASE, value: wordpress}
+  - {name: MARIADB_USER, value: wordpress}
+  - {name: MARIADB_PASSWORD, valueFrom: {secretKeyRef: {name: database, key: password}}}
+  - {name: MARIADB_ROOT_PASSWORD, valueFrom: {secretKeyRef: {name: database, key: root}}}
+  readinessProbe: {tcpSocket: {port: 3306}, periodSeconds: 2}
+  volumeMounts: [{name: data, mountPath: /var/lib/mysql}]
+volumes: [{name: data, persistentVolumeClaim: {claimName: database}}]
+"#;
+
+const WORDPRESS: &str = r#"
+containers:
+- name: wordpress
+  image: wordpress:6-fpm
+  env:
+  - {name: WORDPRESS_DB_HOST, value: database}
+  - {name: WORDPRESS_DB_NAME, value: wordpress}
+  - {name: WORDPRESS_DB_USER, value: wordpress}
+  - {name: WORDPRESS_DB_PASSWORD, valueFrom: {secretKeyRef: {name: database, key: password}}}
+  readinessProbe: {tcpSocket: {port: 9000}, periodSeconds: 2}
+  volumeMounts: [{name: html, mountPath: /var/www/html}]
+- name: nginx
+  image: nginx:1.22
+  ports: [{containerPort: 80}]
+  volumeMounts:
+  - {name: html, mountPath: /var/www/html}
+  - {name: conf, mountPath: /etc/nginx/conf.d}
+volumes:
+- {name: html, emptyDir: {}}
+- {name: conf, configMap: {name: nginx}}
+"#;
+
+/// The passwords, and how nginx hands requests to PHP.
+const SETTINGS: &str = r#"
+---
 apiVersion: v1
 kind: Secret
 metadata: {name: database}
 stringData: {root: very-secret, password: wp-secret}
----
-apiVersion: v1
-kind: Service
-metadata: {name: database}
-spec:
-  selector: {app: database}
-  ports: [{port: 3306}]
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: database}
-spec:
-  strategy: {type: Recreate}
-  selector: {matchLabels: {app: database}}
-  template:
-    metadata: {labels: {app: database}}
-    spec:
-      terminationGracePeriodSeconds: 20
-      containers:
-      - name: mariadb
-        image: mariadb:10.11
-        env:
-        - {name: MARIADB_DATABASE, value: wordpress}
-        - {name: MARIADB_USER, value: wordpress}
-        - {name: MARIADB_PASSWORD, valueFrom: {secretKeyRef: {name: database, key: password}}}
-        - {name: MARIADB_ROOT_PASSWORD, valueFrom: {secretKeyRef: {name: database, key: root}}}
-        readinessProbe: {tcpSocket: {port: 3306}, periodSeconds: 2}
-        volumeMounts: [{name: data, mountPath: /var/lib/mysql}]
-      volumes: [{name: data, persistentVolumeClaim: {claimName: database}}]
 ---
 apiVersion: v1
 kind: ConfigMap
@@ -164,49 +155,20 @@ data:
         fastcgi_pass 127.0.0.1:9000;
       }
     }
----
-apiVersion: v1
-kind: Service
-metadata: {name: blog}
-spec:
-  type: NodePort
-  selector: {app: blog}
-  ports: [{port: 80}]
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: blog}
-spec:
-  selector: {matchLabels: {app: blog}}
-  template:
-    metadata: {labels: {app: blog}}
-    spec:
-      terminationGracePeriodSeconds: 2
-      containers:
-      - name: wordpress
-        image: wordpress:6-fpm
-        env:
-        - {name: WORDPRESS_DB_HOST, value: database}
-        - {name: WORDPRESS_DB_NAME, value: wordpress}
-        - {name: WORDPRESS_DB_USER, value: wordpress}
-        - {name: WORDPRESS_DB_PASSWORD, valueFrom: {secretKeyRef: {name: database, key: password}}}
-        readinessProbe: {tcpSocket: {port: 9000}, periodSeconds: 2}
-        volumeMounts: [{name: html, mountPath: /var/www/html}]
-      - name: nginx
-        image: nginx:1.22
-        ports: [{containerPort: 80}]
-        volumeMounts:
-        - {name: html, mountPath: /var/www/html}
-        - {name: conf, mountPath: /etc/nginx/conf.d}
-      volumes:
-      - {name: html, emptyDir: {}}
-      - {name: conf, configMap: {name: nginx}}
 "#;
 
 /// WordPress with MariaDB behind nginx: installed through the node port, and the page is still there after the database's
 /// pod was deleted.
 pub(super) async fn wordpress(world: &World<'_>) -> Result<()> {
-    world.apply(&(volume_and_claim(world, "database") + BLOG)).await?;
+    let manifests = [
+        volume_and_claim(world, "database"),
+        SETTINGS.to_owned(),
+        PodManifest::new("database", MARIADB).grace_seconds(20).deployment("strategy: {type: Recreate}"),
+        service("database", "database", "ports: [{port: 3306}]"),
+        PodManifest::new("blog", WORDPRESS).grace_seconds(2).deployment(""),
+        service("blog", "blog", "type: NodePort\nports: [{port: 80}]"),
+    ];
+    world.apply(&manifests.concat()).await?;
     bound(world, "database").await?;
     world.pods("app=database", 1).await?;
     world.pods("app=blog", 1).await?;
