@@ -26,6 +26,11 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
+    /// The time this process has used: what the load generator takes from the server where they share a machine.
+    pub(crate) fn own_cpu() -> Result<Duration> {
+        cpu_time(&read(std::process::id(), "stat")?)
+    }
+
     /// The sum over `pids`.
     pub(crate) fn read(pids: &[u32]) -> Result<Self> {
         let mut sum = Self::default();

@@ -27,6 +27,8 @@ pub(crate) struct Counts {
     pub(crate) present: usize,
     pub(crate) bound: usize,
     pub(crate) running: usize,
+    /// Told that there is no node for them.
+    pub(crate) refused: usize,
 }
 
 #[derive(Default, Deserialize)]
@@ -46,12 +48,27 @@ struct Spec {
 #[serde(rename_all = "camelCase", default)]
 struct Status {
     phase: String,
+    conditions: Vec<Condition>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Condition {
+    r#type: String,
+    status: String,
+}
+
+impl Status {
+    fn is_refused(&self) -> bool {
+        self.conditions.iter().any(|condition| condition.r#type == "PodScheduled" && condition.status == "False")
+    }
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Reached {
     bound: bool,
     running: bool,
+    refused: bool,
 }
 
 impl Counts {
@@ -59,12 +76,14 @@ impl Counts {
         self.present += 1;
         self.bound += usize::from(pod.bound);
         self.running += usize::from(pod.running);
+        self.refused += usize::from(pod.refused);
     }
 
     fn discount(&mut self, pod: Reached) {
         self.present -= 1;
         self.bound -= usize::from(pod.bound);
         self.running -= usize::from(pod.running);
+        self.refused -= usize::from(pod.refused);
     }
 }
 
@@ -114,8 +133,11 @@ impl Tracker {
             // The sender lives in `self`.
             _ = counts.wait_for(|counts| enough(counts)) => Ok(()),
             () = self.clock.sleep(timeout) => {
-                let Counts { present, bound, running } = *self.counts.borrow();
-                bail!("{what} took longer than {} s: {present} pods, {bound} bound, {running} running", timeout.as_secs())
+                let Counts { present, bound, running, refused } = *self.counts.borrow();
+                bail!(
+                    "{what} took longer than {} s: {present} pods, {bound} bound, {running} running, {refused} refused",
+                    timeout.as_secs(),
+                )
             }
         }
     }
@@ -135,7 +157,11 @@ impl Drop for Tracker {
 impl Shared {
     fn see(&self, object: &StoredObject) {
         let head: Head = serde_json::from_slice(&object.json).unwrap_or_default();
-        let now = Reached { bound: !head.spec.node_name.is_empty(), running: head.status.phase == "Running" };
+        let now = Reached {
+            bound: !head.spec.node_name.is_empty(),
+            running: head.status.phase == "Running",
+            refused: head.status.is_refused(),
+        };
         let before = self.pods.lock().insert(object.key.clone(), now);
         if before == Some(now) {
             return;

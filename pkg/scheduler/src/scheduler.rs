@@ -31,6 +31,9 @@ use crate::volumes::Storage;
 
 /// The longest note an event may have.
 const NOTE_MAX: usize = 1024;
+/// Preemptions carried out at once: the first to come are the first to have their room, and no more writes wait in
+/// the server than these make.
+const PREEMPTIONS_MAX: usize = 16;
 /// Decisions after which other tasks get a turn.
 const DECISIONS_PER_TURN: u32 = 16;
 /// Decisions after which gauges are renewed.
@@ -45,6 +48,7 @@ pub(crate) struct Scheduler {
     /// Told whenever a claim changed.
     pub(crate) storage_changed: Arc<Notify>,
     bindings: Arc<Semaphore>,
+    pub(crate) preemptions: Semaphore,
 }
 
 /// Runs the scheduler until shutdown. `ready` is called when its caches have synced; it fails if shutdown comes
@@ -89,6 +93,7 @@ impl Scheduler {
             reports: Reports::default(),
             storage_changed,
             bindings,
+            preemptions: Semaphore::new(PREEMPTIONS_MAX),
         });
         scheduler.listen::<Pod>(
             State::pod,

@@ -150,6 +150,15 @@ impl State {
         self.decider.storage.release(volumes);
     }
 
+    /// Whether the pod still waits for a node; if it does not, its victims stay.
+    pub(crate) fn still_wants(&mut self, uid: &str, victims: &[Arc<PodInfo>]) -> bool {
+        let waits = self.queue.contains(uid);
+        if !waits {
+            victims.iter().for_each(|victim| self.pardon(&victim.uid));
+        }
+        waits
+    }
+
     /// A victim stays.
     pub(crate) fn pardon(&mut self, uid: &str) {
         self.cluster.pardon(uid);

@@ -48,15 +48,25 @@ struct Lease {
     name: String,
     /// Empty until the lease was seen.
     version: String,
+    /// Whether it was ever written by us.
+    held: bool,
     status_sent: Duration,
 }
 
-/// Renews the leases of `count` nodes, each once per interval, evenly spread.
-pub(super) async fn run(cluster: Cluster, shape: Shape, count: usize, shutdown: CancellationToken) {
+/// Renews the leases of `count` nodes, each once per interval, evenly spread. `all_held` is cancelled when each has one.
+pub(super) async fn run(
+    cluster: Cluster,
+    shape: Shape,
+    count: usize,
+    all_held: CancellationToken,
+    shutdown: CancellationToken,
+) {
     let clock = cluster.clock.clone();
     let interval = Duration::from_secs(shape.lease_interval);
     let start = clock.monotonic();
-    let lease = |index| Lease { index, name: shape.name(index), version: String::new(), status_sent: start };
+    let lease =
+        |index| Lease { index, name: shape.name(index), version: String::new(), held: false, status_sent: start };
+    let mut missing = count;
     let mut leases: Vec<Option<Lease>> = (0..count).map(|index| Some(lease(index))).collect();
     let mut in_flight = FuturesUnordered::new();
     let mut reported = Duration::ZERO;
@@ -71,8 +81,14 @@ pub(super) async fn run(cluster: Cluster, shape: Shape, count: usize, shutdown: 
             biased;
             () = shutdown.cancelled() => return,
             Some((lease, result)) = in_flight.next() => {
-                let lease: Lease = lease;
+                let (mut lease, result): (Lease, Result<(), ClientError>) = (lease, result);
                 let index = lease.index;
+                if result.is_ok() && !std::mem::replace(&mut lease.held, true) {
+                    missing -= 1;
+                    if missing == 0 {
+                        all_held.cancel();
+                    }
+                }
                 leases[index] = Some(lease);
                 if let Err(error) = result {
                     let now = clock.monotonic();

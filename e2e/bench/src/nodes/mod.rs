@@ -9,6 +9,7 @@
 mod heartbeat;
 mod pods;
 pub(crate) mod rules;
+mod settle;
 mod status;
 
 use std::sync::Arc;
@@ -133,6 +134,8 @@ pub(crate) struct FakeNodes {
     cluster: Cluster,
     shape: Shape,
     count: usize,
+    /// Cancelled when every node has a lease.
+    leased: CancellationToken,
     shutdown: CancellationToken,
     tasks: JoinSet<()>,
 }
@@ -152,11 +155,12 @@ impl FakeNodes {
             cluster: cluster.clone(),
             shape: shape.clone(),
             count,
+            leased: CancellationToken::new(),
             shutdown: shutdown.clone(),
             tasks: JoinSet::new(),
         };
         nodes.each(|index| nodes.register(index)).await.context("registering nodes")?;
-        let heartbeats = heartbeat::run(cluster.clone(), shape.clone(), count, shutdown.clone());
+        let heartbeats = heartbeat::run(cluster.clone(), shape.clone(), count, nodes.leased.clone(), shutdown.clone());
         nodes.tasks.spawn_named(heartbeats);
         if let Some(behaviour) = behaviour {
             let rules = Rules::new(behaviour.rules.clone(), Duration::from_secs(behaviour.complete_after));
@@ -165,6 +169,11 @@ impl FakeNodes {
             nodes.tasks.spawn_named(Arc::new(agent).run(behaviour.reporters, shutdown));
         }
         Ok(nodes)
+    }
+
+    /// Waits until the server's controllers have done what new nodes make them do, so that a measurement does not hold it.
+    pub(crate) async fn settled(&self) -> Result<()> {
+        settle::wait(&self.cluster, &self.leased).await
     }
 
     async fn register(&self, index: usize) -> Result<(), ClientError> {

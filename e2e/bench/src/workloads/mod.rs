@@ -176,6 +176,10 @@ impl Playground {
         let shape = Shape { node_prefix: bench.cluster.random_name(&self.shape.node_prefix), ..self.shape.clone() };
         let nodes = FakeNodes::start(&bench.cluster, &shape, self.nodes, behaviour, Ticker::default());
         let nodes = interruptible(nodes).await?;
+        let work = async |namespace: &str| {
+            nodes.settled().await?;
+            work(namespace).await
+        };
         let result = bench.cluster.in_namespace(work).await;
         let stopped = nodes.stop(bench.cluster.keeps()).await;
         let value = result?;

@@ -18,15 +18,17 @@ use super::{Bench, Playground, check_positive};
 use crate::cluster::{Cluster, Target};
 use crate::load::{self, Plan};
 use crate::nodes::Shape;
+use crate::process::Usage;
 use crate::progress::say;
 use crate::report::Report;
 use crate::stats::Histogram;
-use crate::track::Tracker;
+use crate::track::{Counts, Tracker};
 
 const TIMEOUT: Duration = Duration::from_secs(1800);
 const HIGH_PRIORITY: i32 = 10;
 /// What is measured has this label; what is there before and beside it has not.
 const MEASURED: &str = "bench=measured";
+const UNFIT: &str = "bench=unfit";
 
 const NODES: &str = "/api/v1/nodes";
 
@@ -66,6 +68,9 @@ pub(crate) struct Options {
     /// Pods that are bound before; as upstream's for that shape if not given
     #[arg(long, value_name = "N")]
     init_pods: Option<u64>,
+    /// Pods that fit nowhere, all refused and waiting before the measured ones come
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    unfit_pods: u64,
 }
 
 impl Options {
@@ -196,19 +201,27 @@ pub(crate) async fn run(options: &Options, bench: &Bench) -> Result<Report> {
         .parameter("nodes", options.nodes)
         .parameter("pods", options.pods)
         .parameter("pods before", options.init_pods())
+        .parameter("unfit pods", options.unfit_pods)
         .figure("throughput", options.pods as f64 / measured.elapsed.as_secs_f64(), "pods/s")
         .figure("creates", options.pods as f64 / measured.creating.as_secs_f64(), "pods/s")
         .figure("elapsed", measured.elapsed.as_secs_f64(), "s")
         .latencies("created to bound", &measured.latencies)
-        .usage(measured.used, options.pods);
+        .usage(measured.used, options.pods)
+        .figure("client CPU per operation", measured.own_cpu.as_secs_f64() * 1e6 / options.pods as f64, "µs");
+    if let Some(refusing) = measured.refusing {
+        report.figure("refusals", options.unfit_pods as f64 / refusing.as_secs_f64(), "pods/s");
+    }
     Ok(report)
 }
 
 struct Measured {
     elapsed: Duration,
     creating: Duration,
+    /// From the first create of those that fit nowhere until the last was told.
+    refusing: Option<Duration>,
     latencies: Histogram,
-    used: Option<crate::process::Usage>,
+    used: Option<Usage>,
+    own_cpu: Duration,
 }
 
 async fn measure(options: &Options, bench: &Bench, namespace: &str, class: &str) -> Result<Measured> {
@@ -221,8 +234,9 @@ async fn measure(options: &Options, bench: &Bench, namespace: &str, class: &str)
         bench.prepare("created", init, &path, move |_| body.clone()).await?;
         let bound = if shape == Load::Gated { 0 } else { init as usize };
         tracker.wait("preparing", TIMEOUT, |counts| counts.present >= init as usize && counts.bound >= bound).await?;
-        say("prepared");
     }
+    let refusing = if options.unfit_pods > 0 { Some(refuse(options, bench, namespace, class).await?) } else { None };
+    say("prepared");
     let progress = bench.progress("bound");
     let tracker = Tracker::start(&bench.cluster, namespace, MEASURED, progress.ticker());
     let created = Arc::new(Mutex::new(HashMap::with_capacity(pods as usize)));
@@ -234,6 +248,7 @@ async fn measure(options: &Options, bench: &Bench, namespace: &str, class: &str)
         Ok(creating)
     };
     let beside = beside(shape, &bench.cluster, namespace, class);
+    let own_before = Usage::own_cpu()?;
     let measured = bench.measured(async {
         tokio::select! {
             result = measuring => result,
@@ -241,6 +256,7 @@ async fn measure(options: &Options, bench: &Bench, namespace: &str, class: &str)
         }
     });
     let (creating, used) = measured.await?;
+    let own_cpu = Usage::own_cpu()?.saturating_sub(own_before);
     let (bound, created) = (tracker.bound_at(), created.lock());
     let mut latencies = Histogram::default();
     for (name, at) in &bound {
@@ -249,7 +265,20 @@ async fn measure(options: &Options, bench: &Bench, namespace: &str, class: &str)
         }
     }
     let elapsed = bound.values().max().copied().unwrap_or_default().saturating_sub(start);
-    Ok(Measured { elapsed, creating, latencies, used })
+    Ok(Measured { elapsed, creating, refusing, latencies, used, own_cpu })
+}
+
+/// Creates the pods that fit nowhere and waits until each was told so.
+async fn refuse(options: &Options, bench: &Bench, namespace: &str, class: &str) -> Result<Duration> {
+    let tracker = Tracker::start(&bench.cluster, namespace, UNFIT, bench.progress("bound of the unfit").ticker());
+    let mut pod = large_pod(class);
+    pod["metadata"]["labels"]["bench"] = "unfit".into();
+    let (body, path) = (pod.to_string(), format!("/api/v1/namespaces/{namespace}/pods"));
+    let start = bench.clock().monotonic();
+    bench.prepare("unfit created", options.unfit_pods, &path, move |_| body.clone()).await?;
+    let refused = |counts: &Counts| counts.refused >= options.unfit_pods as usize;
+    tracker.wait("refusing", TIMEOUT, refused).await?;
+    Ok(bench.clock().monotonic().saturating_sub(start))
 }
 
 /// Creates the measured pods and notes when the answer for each came.

@@ -19,7 +19,7 @@ use rkube_api::k8s::core::v1::{Node, Pod};
 
 use crate::cluster::counts::{CountId, CountKey, CountTable};
 use crate::cluster::held::HeldTerms;
-pub(crate) use crate::cluster::node::NodeState;
+pub(crate) use crate::cluster::node::{NodeState, Taken};
 use crate::cluster::slots::Slot;
 use crate::cluster::topology::{Topologies, TopologyId};
 use crate::model::pod::{Namespaces, PodInfo, claim_names};

@@ -86,22 +86,9 @@ impl NodeState {
         self.pods.push(pod);
     }
 
-    /// The node as it would be without some pods.
-    pub(crate) fn without(&self, leaves: impl Fn(&PodInfo) -> bool) -> Self {
-        let pods = self.pods.iter().filter(|pod| !leaves(pod)).cloned().collect();
-        let mut rest = Self {
-            name: Arc::clone(&self.name),
-            node: self.node.clone(),
-            allocatable: self.allocatable.clone(),
-            requested: self.requested.clone(),
-            pods,
-            images: Arc::clone(&self.images),
-            ..*self
-        };
-        for pod in self.pods.iter().filter(|pod| leaves(pod)) {
-            rest.forget(pod);
-        }
-        rest
+    /// What the pods on the node take of it.
+    pub(crate) fn taken(&self) -> Taken {
+        Taken { requested: self.requested.clone(), pods: self.pods.len() }
     }
 
     /// Takes a pod's share back.
@@ -126,5 +113,24 @@ impl NodeState {
         }
         let held = self.pods.iter().flat_map(|other| &other.ports);
         held.into_iter().any(|held| pod.ports.iter().any(|wanted| wanted.conflicts(held)))
+    }
+}
+
+/// What pods take of a node, apart from who they are.
+#[derive(Clone, Debug)]
+pub(crate) struct Taken {
+    pub(crate) requested: Resources,
+    pub(crate) pods: usize,
+}
+
+impl Taken {
+    pub(crate) fn add(&mut self, pod: &PodInfo) {
+        self.requested.add(&pod.requests);
+        self.pods += 1;
+    }
+
+    pub(crate) fn sub(&mut self, pod: &PodInfo) {
+        self.requested.sub(&pod.requests);
+        self.pods -= 1;
     }
 }

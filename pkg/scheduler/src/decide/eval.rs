@@ -163,6 +163,15 @@ impl<'a> Eval<'a> {
         self.check_with_promised(node, slot).or_else(|| self.check_as(node, slot))
     }
 
+    /// Whether room is all that the pods on the node, and those it is promised to, can keep from the pod.
+    pub(crate) fn only_room_matters(&self, node: &NodeState) -> bool {
+        self.volumes.is_none()
+            && self.round.hard.is_none()
+            && self.round.filters.is_none()
+            && self.pod.ports.is_empty()
+            && self.promised(node).is_empty()
+    }
+
     /// Pretends that `other` is on the node, or with -1 that it is not, to filters that look across nodes.
     pub(crate) fn apply(&mut self, other: &PodInfo, slot: Slot, delta: i64) {
         if let Some((_, plan)) = &mut self.volumes {

@@ -5,12 +5,12 @@
 
 use smallvec::SmallVec;
 
-use crate::cluster::{Cluster, NodeState};
+use crate::cluster::{Cluster, NodeState, Taken};
 use crate::config::{Profile, ResourceWeight, Strategy};
 use crate::decide::diagnosis::Rejection;
 use crate::model::node_affinity;
 use crate::model::pod::PodInfo;
-use crate::model::resources::{is_extended, is_scalar};
+use crate::model::resources::{Resources, is_extended, is_scalar};
 use crate::model::taints;
 use crate::plugins::Plugin;
 
@@ -66,10 +66,23 @@ pub(crate) fn check_room(profile: &Profile, pod: &PodInfo, node: &NodeState) -> 
         let reason = "node(s) didn't have free ports for the requested pod ports";
         return Some(Rejection::resolvable(Plugin::NodePorts, reason));
     }
-    if profile.filters(Plugin::NodeResourcesFit) { check_fit(profile, pod, node) } else { None }
+    check_fit(profile, pod, node, (&node.requested, node.pods.len()))
 }
 
-fn check_fit(profile: &Profile, pod: &PodInfo, node: &NodeState) -> Option<Rejection> {
+/// As `check_room` for a pod without host ports, with `taken` in place of what the node's pods take.
+pub(crate) fn check_taken(profile: &Profile, pod: &PodInfo, node: &NodeState, taken: &Taken) -> Option<Rejection> {
+    check_fit(profile, pod, node, (&taken.requested, taken.pods))
+}
+
+fn check_fit(
+    profile: &Profile,
+    pod: &PodInfo,
+    node: &NodeState,
+    (used, pods): (&Resources, usize),
+) -> Option<Rejection> {
+    if !profile.filters(Plugin::NodeResourcesFit) {
+        return None;
+    }
     let mut rejection: Option<Rejection> = None;
     let mut lacks = |reason: std::borrow::Cow<'static, str>, more_than_all: bool| {
         let rejection = rejection.get_or_insert_with(|| Rejection {
@@ -80,10 +93,10 @@ fn check_fit(profile: &Profile, pod: &PodInfo, node: &NodeState) -> Option<Rejec
         rejection.reasons.push(reason);
         rejection.resolvable &= !more_than_all;
     };
-    if node.pods.len() as i64 + 1 > node.pods_max {
+    if pods as i64 + 1 > node.pods_max {
         lacks("Too many pods".into(), false);
     }
-    let (wanted, all, used) = (&pod.requests, &node.allocatable, &node.requested);
+    let (wanted, all) = (&pod.requests, &node.allocatable);
     if wanted.is_zero() {
         return rejection;
     }

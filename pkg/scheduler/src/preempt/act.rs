@@ -27,6 +27,11 @@ impl Scheduler {
         let scheduler = Arc::clone(self);
         let span = info_span!("preemption", component = "scheduler", pod = %queued.info.key);
         task::spawn(span, async move {
+            // It is never closed.
+            let _turn = scheduler.preemptions.acquire().await;
+            if !scheduler.state.lock().still_wants(&queued.info.uid, &preemption.victims) {
+                return;
+            }
             let start = scheduler.now();
             for pod in &preemption.demoted {
                 scheduler.clear_promise(pod).await;

@@ -43,6 +43,9 @@ impl Budgets {
 impl Snapshot {
     /// Those whose leaving violates a budget, and the others, each in the order given.
     pub(crate) fn split(&self, pods: Vec<Arc<PodInfo>>) -> (Vec<Arc<PodInfo>>, Vec<Arc<PodInfo>>) {
+        if self.0.is_empty() {
+            return (Vec::new(), pods);
+        }
         let mut allowed: Vec<i32> = self.0.iter().map(|budget| budget.allowed).collect();
         pods.into_iter().partition(|pod| {
             let mut violated = false;

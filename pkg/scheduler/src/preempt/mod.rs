@@ -7,8 +7,8 @@
 mod act;
 mod budgets;
 mod choose;
+mod victims;
 
-use std::cmp::Reverse;
 use std::sync::Arc;
 
 use rkube_apimachinery::random::{self, Random};
@@ -16,8 +16,8 @@ use rkube_apimachinery::random::{self, Random};
 pub(crate) use budgets::Budgets;
 use choose::Candidate;
 
+use crate::cluster::Cluster;
 use crate::cluster::slots::Slot;
-use crate::cluster::{Cluster, NodeState};
 use crate::config::Profile;
 use crate::decide::Decider;
 use crate::decide::diagnosis::{Diagnosis, Rejection};
@@ -137,7 +137,7 @@ fn find(
     let mut without_violations = 0;
     for slot in (offset..slots).chain(0..offset) {
         let Some(node) = eval.cluster.node(slot).filter(|_| eval.is_resolvable(diagnosis, slot)) else { continue };
-        match select_victims(eval, &budgets, slot, node) {
+        match victims::select(eval, &budgets, slot, node) {
             Ok(candidate) => {
                 without_violations += usize::from(candidate.violations == 0);
                 candidates.push(candidate);
@@ -153,52 +153,4 @@ fn find(
 
 fn no_victims() -> Rejection {
     Rejection::unresolvable(Plugin::DefaultPreemption, "No preemption victims found for incoming pod")
-}
-
-/// Takes all less important pods off the node, then lets back whom it can, the most important first.
-fn select_victims(
-    eval: &mut Eval<'_>,
-    budgets: &budgets::Snapshot,
-    slot: Slot,
-    node: &NodeState,
-) -> Result<Candidate, Rejection> {
-    let priority = eval.pod.priority;
-    let mut potential: Vec<_> = node.pods.iter().filter(|other| other.priority < priority).cloned().collect();
-    if potential.is_empty() {
-        return Err(no_victims());
-    }
-    let mut rest = node.without(|other| other.priority < priority);
-    for victim in &potential {
-        eval.apply(victim, slot, -1);
-    }
-    if let Some(rejection) = eval.check_as_promised(&rest, slot) {
-        for victim in &potential {
-            eval.apply(victim, slot, 1);
-        }
-        return Err(rejection);
-    }
-    potential.sort_by_key(|pod| Reverse(choose::importance(pod)));
-    let (violating, others) = budgets.split(potential);
-    let mut violations = 0;
-    let mut victims = Vec::new();
-    let marked = violating.into_iter().map(|pod| (pod, true)).chain(others.into_iter().map(|pod| (pod, false)));
-    for (victim, violates) in marked {
-        rest.add(Arc::clone(&victim));
-        eval.apply(&victim, slot, 1);
-        if eval.check_as_promised(&rest, slot).is_some() {
-            rest.remove(&victim.uid);
-            eval.apply(&victim, slot, -1);
-            violations += usize::from(violates);
-            victims.push(victim);
-        }
-    }
-    for victim in &victims {
-        eval.apply(victim, slot, 1);
-    }
-    if victims.is_empty() {
-        // Only promises to others stand in the way, or the pod fits after all and is tried again.
-        return Err(no_victims());
-    }
-    victims.sort_by_key(|pod| Reverse(choose::importance(pod)));
-    Ok(Candidate { node: Arc::clone(&node.name), victims, violations })
 }

@@ -127,19 +127,30 @@ fn increased(wanted: &Resources, old: &Resources, new: &Resources) -> bool {
 /// Whether the node that `gone` left may have room for the pod now. Of extended resources nothing is said.
 /// Differs from upstream, where every pod that leaves a node brings back all that are refused for want of room.
 fn has_room(gone: &PodInfo, cluster: &Cluster, pod: &PodInfo) -> bool {
-    // Who can take the place of others looks at more than free room.
-    if cluster.lowest_priority().is_some_and(|lowest| lowest < pod.priority) {
-        return true;
-    }
+    // Who can take the place of others looks at more than free room: all there is may become free.
+    let displaces = cluster.lowest_priority().is_some_and(|lowest| lowest < pod.priority);
     let node = node_name(&gone.pod).and_then(|name| cluster.node(cluster.slot_of(name)?));
     node.is_none_or(|node| {
-        let (wanted, all, used) = (&pod.requests, &node.allocatable, &node.requested);
-        let lacks = |wanted: i64, all: i64, used: i64| wanted > 0 && wanted > all - used;
-        !(lacks(wanted.milli_cpu, all.milli_cpu, used.milli_cpu)
-            || lacks(wanted.memory, all.memory, used.memory)
-            || lacks(wanted.ephemeral_storage, all.ephemeral_storage, used.ephemeral_storage))
-            && (node.pods.len() as i64) < node.pods_max
+        let (wanted, all) = (&pod.requests, &node.allocatable);
+        if displaces {
+            return fits_plain(wanted, (all.milli_cpu, all.memory, all.ephemeral_storage));
+        }
+        let used = &node.requested;
+        let free = (
+            all.milli_cpu.saturating_sub(used.milli_cpu),
+            all.memory.saturating_sub(used.memory),
+            all.ephemeral_storage.saturating_sub(used.ephemeral_storage),
+        );
+        fits_plain(wanted, free) && (node.pods.len() as i64) < node.pods_max
     })
+}
+
+/// Whether there is so much of what all nodes have; what is not wanted need not be there.
+fn fits_plain(wanted: &Resources, (milli_cpu, memory, ephemeral_storage): (i64, i64, i64)) -> bool {
+    let enough = |wanted: i64, offered: i64| wanted <= 0 || wanted <= offered;
+    enough(wanted.milli_cpu, milli_cpu)
+        && enough(wanted.memory, memory)
+        && enough(wanted.ephemeral_storage, ephemeral_storage)
 }
 
 fn fit(event: &Event<'_>, pod: &PodInfo) -> bool {

@@ -436,7 +436,8 @@ fn group_key(info: &PodInfo, plugins: PluginSet) -> String {
     let spec = info.spec();
     let mut key = String::new();
     // Writing to a string does not fail.
-    let _ = write!(key, "{plugins:?}|{}|{:?}|{:?}|{:?}", info.namespace(), info.labels(), info.requests, info.ports);
+    let _ = write!(key, "{plugins:?}|{}|{}|{:?}", info.priority, info.namespace(), info.labels());
+    let _ = write!(key, "|{:?}|{:?}", info.requests, info.ports);
     let _ = write!(key, "|{:?}|{:?}|{:?}", spec.node_name, spec.node_selector, spec.tolerations);
     let _ = write!(key, "|{:?}|{:?}", spec.affinity, spec.topology_spread_constraints);
     for volume in spec.volumes.iter().flatten() {
