@@ -22,6 +22,7 @@ use crate::files;
 
 /// Long enough for a debug binary on a busy machine; nothing waits this long when all is well.
 pub(crate) const LIMIT: Duration = Duration::from_secs(240);
+/// How long one try for a page may take; who fetches tries again.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 const PAGE_BYTES_MAX: usize = 4 << 20;
 
@@ -262,13 +263,18 @@ async fn finished(command: &mut Command, what: &str) -> Result<(bool, String, St
     Ok((output.status.success(), text(&output.stdout), text(&output.stderr)))
 }
 
-/// One GET, answered with 200.
+/// One GET, answered with 200 at once or not at all.
 pub(crate) async fn fetch(url: &str) -> Result<String> {
-    request(Request::get(url).header("connection", "close").body(Body::empty())?).await
+    answered(Request::get(url).header("connection", "close").body(Body::empty())?, PAGE_TIMEOUT).await
 }
 
-/// One request on a connection of its own, answered with 200.
+/// One request that may not be repeated, answered with 200 however long its work takes.
 pub(crate) async fn request(request: Request<Body>) -> Result<String> {
+    answered(request, LIMIT).await
+}
+
+/// One request on a connection of its own.
+async fn answered(request: Request<Body>, limit: Duration) -> Result<String> {
     let client = HttpClient::new(request.uri(), Connector::new(None))?;
     let answer = async {
         let response = client.request(request).await?;
@@ -277,7 +283,8 @@ pub(crate) async fn request(request: Request<Body>) -> Result<String> {
         ensure!(status.is_success(), "status {status}");
         Ok(String::from_utf8_lossy(&body).into_owned())
     };
-    tokio::time::timeout(PAGE_TIMEOUT, answer).await.context("no answer in time")?
+    let Ok(answer) = tokio::time::timeout(limit, answer).await else { bail!("no answer within {} s", limit.as_secs()) };
+    answer
 }
 
 /// How many of the objects pass.
