@@ -129,8 +129,10 @@ fn increased(wanted: &Resources, old: &Resources, new: &Resources) -> bool {
 fn has_room(gone: &PodInfo, cluster: &Cluster, pod: &PodInfo) -> bool {
     // Who can take the place of others looks at more than free room: all there is may become free.
     let displaces = cluster.lowest_priority().is_some_and(|lowest| lowest < pod.priority);
-    let node = node_name(&gone.pod).and_then(|name| cluster.node(cluster.slot_of(name)?));
-    node.is_none_or(|node| {
+    // Of a pod that was only meant for a node it is not known which.
+    let Some(name) = node_name(&gone.pod) else { return true };
+    // A node that has gone, too, leaves no room behind.
+    cluster.slot_of(name).and_then(|slot| cluster.node(slot)).is_some_and(|node| {
         let (wanted, all) = (&pod.requests, &node.allocatable);
         if displaces {
             return fits_plain(wanted, (all.milli_cpu, all.memory, all.ephemeral_storage));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use expect_test::expect;
-use rkube_api::k8s::core::v1::Pod;
+use rkube_api::k8s::core::v1::{Node, Pod};
 use serde_json::json;
 
 use crate::testing::World;
@@ -103,7 +103,7 @@ async fn many_pods_that_fit_nowhere_do_not_hold_up_those_that_do() {
     // Time alone brings nobody back before five minutes, and a heartbeat is no reason either.
     world.api.take_actions();
     for _ in 0..5 {
-        world.api.edit::<rkube_api::k8s::core::v1::Node>("", "a", |node| {
+        world.api.edit::<Node>("", "a", |node| {
             let status = node.status.get_or_insert_default();
             status.conditions = Some(Vec::new());
         });
@@ -172,4 +172,76 @@ async fn room_that_is_too_small_brings_nobody_back() {
     world.api.remove::<Pod>("default", "goes");
     world.run_for(Duration::from_secs(2)).await;
     assert_eq!(world.node_of("big").as_deref(), Some("a"));
+}
+
+#[tokio::test]
+async fn nodes_that_come_and_go_take_nothing_with_them_and_wake_nobody_in_vain() {
+    let mut world = World::new();
+    world.node("stays", "4", |_| {});
+    world.start();
+    world.pod("keeps", "2", |_| {});
+    world.settle().await;
+    assert_eq!(world.node_of("keeps").as_deref(), Some("stays"));
+    world.pod("huge", "100", |_| {});
+    world.settle().await;
+    world.api.take_actions();
+    for round in 0..20 {
+        world.node("flaps", "4", |_| {});
+        world.settle().await;
+        // The node goes and comes back under a pod that was just decided on, and with a taint now and then.
+        world.pod(&format!("pod-{round}"), "1", |_| {});
+        world.node("flaps", "4", |node| {
+            if round % 2 == 0 {
+                node["spec"]["taints"] = json!([{"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}]);
+            }
+        });
+        world.settle().await;
+        world.api.remove::<Node>("", "flaps");
+        world.run_for(Duration::from_secs(1)).await;
+        world.api.remove::<Pod>("default", &format!("pod-{round}"));
+        world.settle().await;
+    }
+    // A node of 4 CPUs is nothing to a pod that wants 100: it was not tried again, nor told again.
+    let actions = world.api.take_actions();
+    assert_eq!(actions.iter().filter(|action| action.to_string().contains("huge")).count(), 0);
+    world.pod("fits", "2", |_| {});
+    world.settle().await;
+    assert_eq!(world.node_of("fits").as_deref(), Some("stays"));
+    // What the vanished node held is held nowhere: the one that is left is full, to the last core.
+    world.pod("late", "1", |_| {});
+    world.settle().await;
+    expect!["Unschedulable: 0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod."]
+        .assert_eq(&world.why("late"));
+}
+
+#[tokio::test]
+async fn an_extended_resource_that_disappears_takes_no_pod_with_it_and_gets_no_new_one() {
+    let gpu = |pod: &mut serde_json::Value| {
+        pod["spec"]["containers"][0]["resources"]["requests"]["example.com/gpu"] = "1".into();
+    };
+    let with = |amount: Option<&'static str>| {
+        move |node: &mut serde_json::Value| {
+            if let Some(amount) = amount {
+                node["status"]["allocatable"]["example.com/gpu"] = amount.into();
+            }
+        }
+    };
+    let mut world = World::new();
+    world.node("a", "8", with(Some("2")));
+    world.start();
+    world.pod("first", "1", gpu);
+    world.settle().await;
+    assert_eq!(world.node_of("first").as_deref(), Some("a"));
+    world.node("a", "8", with(None));
+    world.pod("second", "1", gpu);
+    world.settle().await;
+    expect!["Unschedulable: 0/1 nodes are available: 1 Insufficient example.com/gpu. preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling."]
+        .assert_eq(&world.why("second"));
+    // One is not enough beside the pod that holds one already; two are.
+    world.node("a", "8", with(Some("1")));
+    world.run_for(Duration::from_secs(5)).await;
+    assert_eq!(world.node_of("second"), None);
+    world.node("a", "8", with(Some("2")));
+    world.run_for(Duration::from_secs(5)).await;
+    assert_eq!(world.node_of("second").as_deref(), Some("a"));
 }

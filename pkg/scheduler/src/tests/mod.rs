@@ -1,5 +1,6 @@
 //! The whole scheduler against an API in memory.
 
+mod evictions;
 mod flow;
 mod oracle;
 mod preemption;

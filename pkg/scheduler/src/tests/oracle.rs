@@ -39,24 +39,28 @@ impl Owners for Nobody {
     }
 }
 
-pub(crate) fn decider() -> Decider {
+/// Caches of an empty cluster.
+pub(super) fn no_objects() -> InformerFactory {
     let clock = FakeClock::new("2030-01-01T00:00:00Z".parse().expect("a timestamp"));
     let api = FakeApi::new(clock.shared());
     let client = Client::new(api.connect(), clock.shared(), SeededRandom::shared(1));
-    let informers = InformerFactory::new(client, CancellationToken::new());
-    Decider::new(Box::new(Nobody), Storage::new(&informers), SeededRandom::shared(2))
+    InformerFactory::new(client, CancellationToken::new())
+}
+
+pub(super) fn decider() -> Decider {
+    Decider::new(Box::new(Nobody), Storage::new(&no_objects()), SeededRandom::shared(2))
 }
 
 // === random objects ===
 
-struct Dice(SeededRandom);
+pub(super) struct Dice(pub(super) SeededRandom);
 
 impl Dice {
-    fn below(&self, limit: u64) -> u64 {
+    pub(super) fn below(&self, limit: u64) -> u64 {
         below(&self.0 as &dyn Random, limit)
     }
 
-    fn one_in(&self, limit: u64) -> bool {
+    pub(super) fn one_in(&self, limit: u64) -> bool {
         self.below(limit) == 0
     }
 
@@ -65,7 +69,7 @@ impl Dice {
     }
 }
 
-fn random_node(dice: &Dice, name: &str) -> Value {
+pub(super) fn random_node(dice: &Dice, name: &str) -> Value {
     let mut labels = json!({"disk": dice.pick(&["ssd", "hdd"])});
     if !dice.one_in(8) {
         labels["kubernetes.io/hostname"] = name.into();
@@ -110,7 +114,7 @@ fn term(dice: &Dice) -> Value {
     term
 }
 
-fn random_pod(dice: &Dice, name: &str) -> Value {
+pub(super) fn random_pod(dice: &Dice, name: &str) -> Value {
     let mut labels = BTreeMap::new();
     if !dice.one_in(4) {
         labels.insert("app", dice.pick(&["a", "b", "c"]));
@@ -186,10 +190,11 @@ fn random_pod(dice: &Dice, name: &str) -> Value {
 // === the oracle ===
 
 /// All there is: nodes with their pods.
-struct World {
-    nodes: BTreeMap<String, Node>,
-    pods: BTreeMap<String, (Pod, String)>,
-    namespaces: BTreeMap<String, BTreeMap<String, String>>,
+#[derive(Clone)]
+pub(super) struct World {
+    pub(super) nodes: BTreeMap<String, Node>,
+    pub(super) pods: BTreeMap<String, (Pod, String)>,
+    pub(super) namespaces: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 fn labels(pod: &Pod) -> LabelsOf<'_> {
@@ -267,7 +272,7 @@ impl World {
         affinity && taints
     }
 
-    fn fits(&self, pod: &Pod, name: &str) -> bool {
+    pub(super) fn fits(&self, pod: &Pod, name: &str) -> bool {
         let node = &self.nodes[name];
         let spec = pod.spec.as_ref().expect("a spec");
         if node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true)
