@@ -71,6 +71,14 @@ impl Index {
         }
     }
 
+    /// Most changes of an object leave its values as they are, and the sets can be large.
+    fn replace(&mut self, old: &StoredObject, new: &StoredObject) {
+        if (self.values_of)(old) != (self.values_of)(new) {
+            self.remove(old);
+            self.insert(new);
+        }
+    }
+
     fn remove(&mut self, object: &StoredObject) {
         for value in (self.values_of)(object) {
             if let Some(keys) = self.keys.get_mut(&value) {
@@ -93,10 +101,10 @@ impl Store {
     fn insert(&mut self, object: Arc<StoredObject>) -> Option<Arc<StoredObject>> {
         let old = self.objects.insert(object.key.clone(), Arc::clone(&object));
         for index in self.indexes.values_mut() {
-            if let Some(old) = &old {
-                index.remove(old);
+            match &old {
+                Some(old) => index.replace(old, &object),
+                None => index.insert(&object),
             }
-            index.insert(&object);
         }
         old
     }

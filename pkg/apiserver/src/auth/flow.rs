@@ -1,4 +1,5 @@
-//! Flow control as it was before priorities: at most so many reads and so many writes at once.
+//! Flow control as it was before priorities: at most so many reads and so many writes at once. What the cluster lives
+//! by waits for its turn, as in a priority level's queues; all others are refused at once.
 //!
 //! Behaves as `k8s.io/apiserver/pkg/server/filters/maxinflight.go`, v1.36.
 
@@ -15,6 +16,9 @@ use super::{FlowControl, FlowRequest, Permit};
 /// Upstream's `--max-requests-inflight` and `--max-mutating-requests-inflight`.
 const READS_MAX: usize = 400;
 const WRITES_MAX: usize = 200;
+/// Requests of the system that may wait for a place. A controller may start hundreds of writes at once; the wait of each
+/// ends with its request's deadline.
+const WAITING_MAX: usize = 5_000;
 const RETRY_AFTER_SECONDS: u16 = 1;
 const SYSTEM_GROUPS: [&str; 2] = ["system:nodes", "system:serviceaccounts:kube-system"];
 const SYSTEM_USERS: [&str; 3] = ["system:apiserver", "system:kube-controller-manager", "system:kube-scheduler"];
@@ -23,16 +27,19 @@ const SYSTEM_USERS: [&str; 3] = ["system:apiserver", "system:kube-controller-man
 struct Places {
     reads: Arc<Semaphore>,
     writes: Arc<Semaphore>,
+    /// Places in the line of those that wait for one of the others.
+    line: Semaphore,
 }
 
 impl Places {
-    fn new(reads_max: usize, writes_max: usize) -> Self {
-        Self { reads: Arc::new(Semaphore::new(reads_max)), writes: Arc::new(Semaphore::new(writes_max)) }
+    fn new(reads_max: usize, writes_max: usize, waiting_max: usize) -> Self {
+        let places = |max| Arc::new(Semaphore::new(max));
+        Self { reads: places(reads_max), writes: places(writes_max), line: Semaphore::new(waiting_max) }
     }
 }
 
-/// Refuses at once what is over the limit. Administrators, health checks and leases are never refused: an
-/// overloaded cluster must be able to see that it lives, and be helped.
+/// Refuses what is over the limit, or lets the system wait. Administrators, health checks and leases are never refused:
+/// an overloaded cluster must be able to see that it lives, and be helped.
 ///
 /// Upstream tells these apart by flow schemas and priority levels; here are its three that matter: `exempt`,
 /// `system` (with the levels of nodes, leader election and controllers), and all others.
@@ -49,7 +56,8 @@ impl Default for MaxInFlight {
 
 impl MaxInFlight {
     pub fn new(reads_max: usize, writes_max: usize) -> Self {
-        Self { system: Places::new(reads_max, writes_max), others: Places::new(reads_max, writes_max) }
+        let places = |waiting_max| Places::new(reads_max, writes_max, waiting_max);
+        Self { system: places(WAITING_MAX), others: places(0) }
     }
 }
 
@@ -72,20 +80,27 @@ fn is_system(user: &UserInfo) -> bool {
 
 impl FlowControl for MaxInFlight {
     fn admit<'a>(&'a self, request: &'a FlowRequest<'a>) -> BoxFuture<'a, Result<Permit, ApiStatus>> {
-        let result = if is_exempt(request) { Ok(Permit::default()) } else { self.place(request) };
-        Box::pin(std::future::ready(result))
+        if is_exempt(request) {
+            return Box::pin(std::future::ready(Ok(Permit::default())));
+        }
+        let places = if is_system(request.user) { &self.system } else { &self.others };
+        Box::pin(places.take(request.info.is_read_only()))
     }
 }
 
-impl MaxInFlight {
-    fn place(&self, request: &FlowRequest<'_>) -> Result<Permit, ApiStatus> {
-        let places = if is_system(request.user) { &self.system } else { &self.others };
-        let places = if request.info.is_read_only() { &places.reads } else { &places.writes };
-        match Arc::clone(places).try_acquire_owned() {
-            Ok(place) => Ok(Permit { held: Some(Box::new(place)), ..Permit::default() }),
+impl Places {
+    /// Those that wait get their places in the order in which they came.
+    async fn take(&self, is_read: bool) -> Result<Permit, ApiStatus> {
+        let places = if is_read { &self.reads } else { &self.writes };
+        let refused =
+            || ApiStatus::too_many_requests("Too many requests, please try again later.", RETRY_AFTER_SECONDS);
+        let place = match Arc::clone(places).try_acquire_owned() {
+            Ok(place) => place,
             Err(_) => {
-                Err(ApiStatus::too_many_requests("Too many requests, please try again later.", RETRY_AFTER_SECONDS))
+                let _waiting = self.line.try_acquire().map_err(|_| refused())?;
+                Arc::clone(places).acquire_owned().await.map_err(|_| refused())?
             }
-        }
+        };
+        Ok(Permit { held: Some(Box::new(place)), ..Permit::default() })
     }
 }

@@ -22,7 +22,7 @@ use super::conditions::{self, COMPLETE, SUCCESS_CRITERIA_MET, finished_condition
 use super::indexes::Indexes;
 use super::memory::Memory;
 use super::orphans::{Orphan, Orphans, release};
-use super::plan::{Assessment, Found, Step, assess, is_complete, plan};
+use super::plan::{Assessment, BURST, Found, Step, assess, is_complete, plan};
 use super::pods::{TRACKING_FINALIZER, is_failed, is_tracked, new_pod, tracked};
 use super::policy;
 use super::spec::{external_manager, has_known_mode, index_count, is_indexed, is_suspended, replaces_only_failed};
@@ -114,7 +114,9 @@ impl JobController {
         match delta.old() {
             Some(_) if finished_condition(job).is_some() => {}
             // Its own status, mostly.
-            Some(old) if old.metadata.generation == job.metadata.generation => self.queue.add_after(key, BATCH_PERIOD),
+            Some(old) if old.metadata.generation == job.metadata.generation && !self.memory.is_hurried(&key) => {
+                self.queue.add_after(key, BATCH_PERIOD);
+            }
             _ => self.queue.add(key),
         }
     }
@@ -143,10 +145,14 @@ impl JobController {
             self.queue.add_after(key.clone(), BATCH_PERIOD);
         }
         if let Some(key) = &current {
+            let is_awaited = !self.expectations.satisfied(key);
             if gone || pods::is_terminating(pod) {
                 self.expectations.deletion_observed(key, uid);
             } else if matches!(delta, Delta::Added(_)) {
                 self.expectations.creation_observed(key);
+            }
+            if is_awaited && self.memory.is_hurried(key) && self.expectations.satisfied(key) {
+                self.queue.add(key.clone());
             }
         }
         if adoptable {
@@ -295,6 +301,7 @@ impl JobController {
     }
 
     /// Counts what has ended and ends the job if it is over. `changed` says that the status is to be written anyway.
+    /// Returns whether more has ended than one write counts.
     async fn track(
         &self,
         key: &ObjectKey,
@@ -302,7 +309,7 @@ impl JobController {
         assessment: &Assessment,
         mut job: Job,
         mut changed: bool,
-    ) -> Result<(), SyncError> {
+    ) -> Result<bool, SyncError> {
         let terminating = job.metadata.deletion_timestamp.is_some();
         let mut seen = found.status.clone();
         let status = job.status.get_or_insert_default();
@@ -333,7 +340,7 @@ impl JobController {
         if let Some(end) = end {
             self.report_end(&job, &end);
         }
-        Ok(())
+        Ok(counted.full)
     }
 
     fn report_end(&self, job: &Job, end: &JobCondition) {
@@ -380,6 +387,9 @@ impl JobController {
         let mut requeue = Requeue::after(assessment.deadline_in);
         let mut acted = Ok(());
         let mut resumed_or_suspended = false;
+        // The sync before this one wants to go on when the cache shows what it did.
+        let hurried = self.memory.take_hurry(key) && !satisfied;
+        let mut limited = false;
 
         if assessment.finished.is_some() {
             let (deleted, result) = self.stop(&job, &assessment.active).await;
@@ -399,6 +409,7 @@ impl JobController {
                 Step::Nothing => {}
                 Step::Delete(condemned) => {
                     *action = "pods_deleted";
+                    limited = condemned.len() >= BURST;
                     let (deleted, result) = self.delete(key, &job, &condemned).await;
                     active -= deleted.count;
                     assessment.terminating += deleted.count;
@@ -407,6 +418,7 @@ impl JobController {
                 }
                 Step::Create(indexes) => {
                     *action = "pods_created";
+                    limited = indexes.len() >= BURST;
                     let (created, result) = self.create(key, &job, spec, &assessment, &indexes).await;
                     active += created;
                     acted = result;
@@ -427,9 +439,14 @@ impl JobController {
 
         let status = job.status.get_or_insert_default();
         let changed = resumed_or_suspended | write_counts(status, active, &assessment);
-        self.track(key, &found, &assessment, job, changed).await?;
+        limited |= self.track(key, &found, &assessment, job, changed).await?;
         acted?;
-        Ok(requeue)
+        // Differs from upstream: what a limit left over is not put off for a batch period. The limits bound one sync.
+        if limited || hurried {
+            self.memory.hurry(key);
+        }
+        let is_due = limited || (hurried && self.expectations.satisfied(key));
+        Ok(if is_due { Requeue::After(Duration::ZERO) } else { requeue })
     }
 }
 

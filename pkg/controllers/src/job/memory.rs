@@ -23,6 +23,8 @@ struct Remembered {
     releasing: HashSet<String>,
     /// Failed pods that their index's next pod waits for, and when each was first seen failed.
     failures_seen: HashMap<String, Duration>,
+    /// The last sync stopped at a limit: the next is due when the cache shows what was done, not a batch later.
+    hurried: bool,
 }
 
 impl Memory {
@@ -50,6 +52,19 @@ impl Memory {
         let seen = |uid: String| (known.get(&uid).copied().unwrap_or(now), uid);
         *known = uids.map(seen).map(|(seen, uid)| (uid, seen)).collect();
         known.clone()
+    }
+
+    pub(super) fn is_hurried(&self, key: &ObjectKey) -> bool {
+        self.0.lock().get(key).is_some_and(|known| known.hurried)
+    }
+
+    pub(super) fn hurry(&self, key: &ObjectKey) {
+        self.0.lock().entry(key.clone()).or_default().hurried = true;
+    }
+
+    /// Ends the hurry; whether there was one.
+    pub(super) fn take_hurry(&self, key: &ObjectKey) -> bool {
+        self.0.lock().get_mut(key).is_some_and(|known| std::mem::take(&mut known.hurried))
     }
 
     pub(super) fn releasing(&self, key: &ObjectKey) -> HashSet<String> {

@@ -410,6 +410,18 @@ async fn a_finalizer_that_cannot_be_removed_is_counted_when_it_can() {
 }
 
 #[tokio::test]
+async fn what_one_sync_leaves_over_is_not_put_off() {
+    let mut world = world(json!({"completions": 600, "parallelism": 600}), ALL_SUCCEED);
+    world.start();
+    world.settle().await;
+    assert_eq!(world.api.list::<Pod>("ns").len(), 600);
+    world.run_for(Duration::from_secs(1)).await;
+    let status = world.api.get::<Job>("ns", "work").expect("it was put").status.clone().unwrap_or_default();
+    assert_eq!((status.active, status.succeeded), (None, Some(600)));
+    assert!(status.conditions.iter().flatten().any(|condition| condition.type_ == "Complete"));
+}
+
+#[tokio::test]
 async fn a_completed_job_survives_a_crash_at_any_write() {
     let arrange = || world(json!({"completions": 5, "parallelism": 2}), ALL_SUCCEED);
     survives_any_crash(arrange, async |world: &mut World| world.run_for(2 * MINUTE).await, outcome).await;
