@@ -10,7 +10,6 @@ use rkube_api::k8s::core::v1::{
     EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Service, ServicePort, ServiceSpec,
 };
 use rkube_api::k8s::discovery::v1::{Endpoint, EndpointConditions, EndpointPort as SlicePort, EndpointSlice};
-use rkube_api::k8s::networking::v1::IPAddress;
 use rkube_api::meta::pkg::apis::meta::v1::ObjectMeta;
 use rkube_api::meta::pkg::util::intstr::IntOrString;
 use rkube_client::{Client, ClientError, DeleteOptions, SyncError};
@@ -67,38 +66,9 @@ pub(super) async fn ensure_service(client: &Client, api_server: &ApiServer) -> R
     };
     let metadata = metadata(&[("component", "apiserver"), ("provider", "kubernetes")]);
     let service = Service { metadata, spec: Some(spec), status: None };
-    let mut made = api.create(&service).await;
-    if made.as_ref().is_err_and(|error| !is_made(error)) && give_back_address(client, api_server).await? {
-        made = api.create(&service).await;
-    }
-    match made {
+    match api.create(&service).await {
         Err(error) if !is_made(&error) => Err(SyncError::during("creating the kubernetes Service")(error)),
         _ => Ok(()),
-    }
-}
-
-/// A server that was killed between taking the Service's address and making the Service left the address taken.
-/// False: it is not, or by somebody else.
-async fn give_back_address(client: &Client, api_server: &ApiServer) -> Result<bool, SyncError> {
-    let api = client.all::<IPAddress>();
-    let name = api_server.service_ip.to_string();
-    let left = match api.get(&name).await {
-        Ok(left) => left,
-        Err(error) if error.is_not_found() => return Ok(false),
-        Err(error) => return Err(SyncError::during("reading the address of the kubernetes Service")(error)),
-    };
-    let parent = &left.spec.parent_ref;
-    let is_ours =
-        parent.resource == "services" && parent.name == SERVICE && parent.namespace.as_deref() == Some(NAMESPACE);
-    if !is_ours {
-        return Ok(false);
-    }
-    info!(address = name, "Gave back the address of a kubernetes Service that was never made");
-    match api.delete(&name, &DeleteOptions::default()).await {
-        Err(error) if !error.is_not_found() => {
-            Err(SyncError::during("giving back the address of the kubernetes Service")(error))
-        }
-        _ => Ok(true),
     }
 }
 

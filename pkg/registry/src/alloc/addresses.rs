@@ -2,23 +2,28 @@
 //!
 //! Behaves as `pkg/registry/core/service/ipallocator/{cidrallocator,ipallocator}.go`, v1.36.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use rkube_api::StoredObject;
 use rkube_api::k8s::core::v1::Service;
 use rkube_api::k8s::networking::v1::ServiceCIDR;
 use rkube_apimachinery::chain::chain;
 use rkube_apimachinery::gvk::GroupVersionResource;
 use rkube_apimachinery::key::ObjectKey;
 use rkube_apimachinery::meta::Meta;
+use rkube_apimachinery::status::ApiStatus;
 use serde_json::{Value, json};
 
 use super::AllocationError;
+use super::families::Spec;
 use super::range::AddressRange;
 use crate::context::RequestContext;
-use crate::options::{CreateOptions, DeleteOptions};
+use crate::options::{CreateOptions, DeleteOptions, GetOptions};
 use crate::registry::Shared;
+use crate::store::core::decode_status;
 use crate::store::{Store, Target};
 
 /// Who manages the IPAddress objects of Services.
@@ -78,19 +83,56 @@ impl Addresses {
         ranges.filter(move |(range, ready)| *ready && range.is_ipv6() == ipv6).map(|(range, _)| range)
     }
 
-    /// Takes this address for a Service.
+    /// Takes this address for a Service. False: it is taken for this very Service, which does not hold it. A crash cut the
+    /// request off that took it, or that request still runs; it is not the caller's to give back.
     pub(crate) async fn allocate(
         &self,
         address: IpAddr,
         service: &Service,
         dry_run: bool,
-    ) -> Result<(), AllocationError> {
+    ) -> Result<bool, AllocationError> {
         let mut ranges = self.ready(address.is_ipv6()).filter(|range| range.network.contains(&address));
         let range = ranges.next().ok_or(AllocationError::NoSuchRange)?;
         if !range.contains(address) {
             return Err(AllocationError::AddressOutOfRange { address, range: range.network.to_string() });
         }
-        if dry_run { Ok(()) } else { self.create(address, service).await }
+        if dry_run {
+            return Ok(true);
+        }
+        match self.create(address, service).await {
+            Err(AllocationError::AddressTaken) if self.is_left_for(address, service).await? => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+
+    /// Whether the address is taken for the Service of this name, and there is none or it does not hold it.
+    async fn is_left_for(&self, address: IpAddr, service: &Service) -> Result<bool, AllocationError> {
+        let (objects, target) = (self.objects()?, Target::new("", address.to_string()));
+        let key = key_of(service);
+        let taken = match objects.get_object(&self.context, &target, &GetOptions::default()).await {
+            Err(status) if status.is_not_found() => return Ok(false),
+            other => other.map_err(AllocationError::Status)?,
+        };
+        let taken = read(&taken).map_err(AllocationError::Status)?;
+        Ok(parent_of(&taken).as_ref() == Some(&key)
+            && taken.label(LABEL_MANAGED_BY) == Some(MANAGER)
+            && !self.held_by(&key).await?.contains(&address))
+    }
+
+    /// The addresses that the Service of this name holds now.
+    pub(crate) async fn held_by(&self, key: &ObjectKey) -> Result<HashSet<IpAddr>, AllocationError> {
+        let services = self.shared.store(&GroupVersionResource::new("", "v1", "services"));
+        let services = services.ok_or(AllocationError::NotReady)?;
+        let target = Target::new(key.namespace.clone(), key.name.clone());
+        match services.get_object(&self.context, &target, &GetOptions::default()).await {
+            Err(status) if status.is_not_found() => Ok(HashSet::new()),
+            Err(status) => Err(AllocationError::Status(status)),
+            Ok(object) => {
+                let service =
+                    object.typed::<Service>().map_err(|error| AllocationError::Status(decode_status(&error)))?;
+                Ok(held_addresses(&service))
+            }
+        }
     }
 
     /// Takes any address for a Service. A dry run answers with the network's own address, which none can have.
@@ -164,6 +206,28 @@ pub(crate) fn ip_address(address: IpAddr, service: &Service) -> Value {
             "name": service.metadata.name.as_deref().unwrap_or_default(),
         }},
     })
+}
+
+/// The Service an IPAddress refers to, if it is one.
+pub(crate) fn parent_of(value: &Value) -> Option<ObjectKey> {
+    let text =
+        |field: &str| value.pointer(&format!("/spec/parentRef/{field}")).and_then(Value::as_str).unwrap_or_default();
+    (text("group").is_empty() && text("resource") == "services")
+        .then(|| ObjectKey::new(text("namespace"), text("name")))
+}
+
+pub(crate) fn key_of(service: &Service) -> ObjectKey {
+    let metadata = &service.metadata;
+    ObjectKey::new(metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default())
+}
+
+pub(crate) fn held_addresses(service: &Service) -> HashSet<IpAddr> {
+    let spec = service.spec.as_ref().filter(|spec| !spec.is_external() && !spec.is_headless());
+    spec.iter().flat_map(|spec| spec.addresses()).filter_map(|address| address.parse().ok()).collect()
+}
+
+pub(crate) fn read(object: &StoredObject) -> Result<Value, ApiStatus> {
+    object.value().map_err(|error| ApiStatus::internal(format!("reading {}: {error}", object.key)))
 }
 
 fn add_ranges(ranges: &mut Vec<(AddressRange, bool)>, cidr: &ServiceCIDR) {

@@ -4,7 +4,7 @@
 //! ports are one bitmap. Both are in storage, so they hold for every server of the cluster.
 //!
 //! **Invariant:** what a Service holds was allocated before the Service was written, and is given back
-//! after it is gone. What a crash leaves between the two, `repair` finds.
+//! after it is gone. What a crash leaves between the two, `repair` finds; the Service it was taken for may have it before.
 //!
 //! Behaves as `pkg/registry/core/service/{storage,ipallocator,portallocator}`, v1.36.
 

@@ -8,7 +8,7 @@
 //! Behaves as `pkg/registry/core/service/ipallocator/controller/repairip.go`, `portallocator/controller/repair.go`
 //! and `pkg/controlplane/controller/defaultservicecidr`, v1.36.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -25,8 +25,8 @@ use rkube_apimachinery::meta::Meta;
 use rkube_apimachinery::status::ApiStatus;
 use serde_json::{Value, json};
 
-use super::addresses::{LABEL_MANAGED_BY, MANAGER, has_labels};
-use super::families::{Spec, needs_health_check, node_ports};
+use super::addresses::{LABEL_MANAGED_BY, MANAGER, has_labels, held_addresses, parent_of, read};
+use super::families::{needs_health_check, node_ports};
 use super::{Addresses, AllocationError, Ports};
 use crate::options::{CreateOptions, DeleteOptions, GetOptions, Preconditions};
 use crate::store::{Patch, Store, Target};
@@ -259,10 +259,6 @@ impl Repair {
     }
 }
 
-fn read(object: &StoredObject) -> Result<Value, ApiStatus> {
-    object.value().map_err(|error| ApiStatus::internal(format!("reading {}: {error}", object.key)))
-}
-
 fn all(store: &Store) -> Vec<Arc<StoredObject>> {
     let mut objects = Vec::new();
     store.core().cache.snapshot(0).tree.walk(&[], &mut |object| {
@@ -281,17 +277,4 @@ fn holders(store: &Store) -> Vec<Holder> {
         }
     };
     all(store).into_iter().filter_map(typed).collect()
-}
-
-fn held_addresses(service: &Service) -> HashSet<IpAddr> {
-    let spec = service.spec.as_ref().filter(|spec| !spec.is_external() && !spec.is_headless());
-    spec.iter().flat_map(|spec| spec.addresses()).filter_map(|address| address.parse().ok()).collect()
-}
-
-/// The Service an IPAddress refers to, if it is one.
-fn parent_of(value: &Value) -> Option<ObjectKey> {
-    let text =
-        |field: &str| value.pointer(&format!("/spec/parentRef/{field}")).and_then(Value::as_str).unwrap_or_default();
-    (text("group").is_empty() && text("resource") == "services")
-        .then(|| ObjectKey::new(text("namespace"), text("name")))
 }

@@ -13,10 +13,12 @@ use rkube_api::k8s::core::v1::{Service, ServiceSpec};
 use rkube_apimachinery::chain::chain;
 use rkube_apimachinery::field::{Error, Path};
 use rkube_apimachinery::gvk::{GroupKind, GroupVersionResource};
+use rkube_apimachinery::key::ObjectKey;
 use rkube_apimachinery::status::ApiStatus;
 use rkube_apimachinery::task;
 use tracing::info_span;
 
+use super::addresses::key_of;
 use super::families::{
     Configured, Spec, init_families, keeps_preferred, needs_health_check, needs_node_port, node_ports,
     normalize_cluster_ips, patch_allocated_values,
@@ -41,6 +43,7 @@ pub(crate) struct ServiceHooks {
 /// What one write holds until it is done.
 struct Allocation {
     hooks: ServiceHooks,
+    service: ObjectKey,
     dry_run: bool,
     /// Given back unless the write happens.
     addresses: Vec<IpAddr>,
@@ -51,9 +54,10 @@ struct Allocation {
 }
 
 impl Allocation {
-    fn new(hooks: &ServiceHooks, dry_run: bool) -> Self {
+    fn new(hooks: &ServiceHooks, service: &Service, dry_run: bool) -> Self {
         Self {
             hooks: hooks.clone(),
+            service: key_of(service),
             dry_run,
             addresses: Vec::new(),
             ports: Vec::new(),
@@ -106,10 +110,12 @@ impl Drop for Allocation {
         if self.dry_run || self.addresses.is_empty() && self.ports.is_empty() {
             return;
         }
-        let (hooks, addresses, ports) =
-            (self.hooks.clone(), std::mem::take(&mut self.addresses), std::mem::take(&mut self.ports));
+        let (hooks, service) = (self.hooks.clone(), self.service.clone());
+        let (addresses, ports) = (std::mem::take(&mut self.addresses), std::mem::take(&mut self.ports));
         // What a failed write held goes back in its own time; nobody waits for it.
-        task::spawn(info_span!("release-service-allocation"), async move { hooks.release(addresses, ports).await });
+        task::spawn(info_span!("release-service-allocation"), async move {
+            hooks.release_unheld(&service, addresses, ports).await;
+        });
     }
 }
 
@@ -130,8 +136,24 @@ impl ServiceHooks {
         }
     }
 
+    /// What a write took that failed. Another request may have made the Service meanwhile with the same addresses, which
+    /// it found taken for it.
+    async fn release_unheld(&self, service: &ObjectKey, mut addresses: Vec<IpAddr>, ports: Vec<i32>) {
+        if !addresses.is_empty() {
+            match self.addresses.held_by(service).await {
+                Ok(held) => addresses.retain(|address| !held.contains(address)),
+                Err(error) => {
+                    let error = chain(&error);
+                    tracing::warn!(?addresses, %error, "Could not release cluster IPs; the repair loop will");
+                    addresses.clear();
+                }
+            }
+        }
+        self.release(addresses, ports).await;
+    }
+
     async fn create(&self, service: &mut Service, dry_run: bool) -> Result<Allocation, ApiStatus> {
-        let mut held = Allocation::new(self, dry_run);
+        let mut held = Allocation::new(self, service, dry_run);
         normalize_cluster_ips(service.spec.get_or_insert_default(), None);
         self.init_families(service, None)?;
         self.allocate_addresses(service, &mut held).await?;
@@ -146,7 +168,7 @@ impl ServiceHooks {
     }
 
     async fn update(&self, service: &mut Service, old: &Service, dry_run: bool) -> Result<Allocation, ApiStatus> {
-        let mut held = Allocation::new(self, dry_run);
+        let mut held = Allocation::new(self, service, dry_run);
         let empty = ServiceSpec::default();
         let before = old.spec.as_ref().unwrap_or(&empty);
         let spec = service.spec.get_or_insert_default();
@@ -192,7 +214,7 @@ impl ServiceHooks {
             invalid(service, &[Error::invalid(&path, given, detail)])
         };
         let address = if wanted.is_empty() {
-            match self.addresses.allocate_next(family == "IPv6", service, dry_run).await {
+            let address = match self.addresses.allocate_next(family == "IPv6", service, dry_run).await {
                 Ok(address) => address,
                 Err(error @ AllocationError::Full) => {
                     let name = service.metadata.name.as_deref().unwrap_or_default();
@@ -200,16 +222,19 @@ impl ServiceHooks {
                     return Err(ApiStatus::internal(text));
                 }
                 Err(error) => return Err(fault(service, format!("failed to allocate IP: {}", chain(&error)))),
-            }
+            };
+            held.addresses.push(address);
+            address
         } else {
             let address: IpAddr =
                 wanted.parse().map_err(|_| ApiStatus::internal(format!("failed to parse service IP {wanted:?}")))?;
-            if let Err(error) = self.addresses.allocate(address, service, dry_run).await {
-                return Err(fault(service, format!("failed to allocate IP {wanted}: {}", chain(&error))));
+            match self.addresses.allocate(address, service, dry_run).await {
+                Ok(true) => held.addresses.push(address),
+                Ok(false) => {}
+                Err(error) => return Err(fault(service, format!("failed to allocate IP {wanted}: {}", chain(&error)))),
             }
             address
         };
-        held.addresses.push(address);
         let spec = service.spec.get_or_insert_default();
         if wanted.is_empty()
             && let Some(slot) = spec.cluster_ips.get_or_insert_default().get_mut(index)

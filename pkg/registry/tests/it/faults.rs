@@ -1,7 +1,7 @@
 //! A datastore that fails now and then.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 use rkube_apimachinery::clock::FakeClock;
 use rkube_apimachinery::random::SeededRandom;
-use rkube_registry::{Registry, RequestContext};
+use rkube_registry::{Config, Registry, RequestContext};
 use rkube_storage::memory::MemoryStorage;
 use rkube_storage::{
     KeyValue, ListRange, Page, Precondition, Revision, Size, Storage, StorageError, WatchItem, WatchStream,
@@ -19,12 +19,14 @@ use serde_json::json;
 use tokio::sync::broadcast;
 
 use crate::cluster::{Cluster, PATIENCE, at, config, keys, map, map_with};
+use crate::services;
 
-/// Memory storage whose watches break when told to, and which may be out of reach.
+/// Memory storage whose watches break when told to, and which may be out of reach, also after so many writes.
 struct Flaky {
     inner: Arc<MemoryStorage>,
     breaks: broadcast::Sender<()>,
     unreachable: AtomicBool,
+    writes_left: AtomicUsize,
 }
 
 impl Flaky {
@@ -62,6 +64,8 @@ impl Storage for Flaky {
     ) -> BoxFuture<'_, Result<WriteOutcome, StorageError>> {
         async move {
             self.check()?;
+            let left = self.writes_left.fetch_sub(1, Ordering::SeqCst);
+            self.unreachable.fetch_or(left == 1, Ordering::SeqCst);
             self.inner.put(key, value, precondition).await
         }
         .boxed()
@@ -114,11 +118,16 @@ impl Storage for Flaky {
 }
 
 async fn flaky() -> (Cluster, Arc<Flaky>) {
+    flaky_with(config()).await
+}
+
+async fn flaky_with(config: Config) -> (Cluster, Arc<Flaky>) {
     let inner = Arc::new(MemoryStorage::new());
     let (breaks, _) = broadcast::channel(16);
-    let storage = Arc::new(Flaky { inner: inner.clone(), breaks, unreachable: AtomicBool::new(false) });
+    let (unreachable, writes_left) = (AtomicBool::new(false), AtomicUsize::new(usize::MAX));
+    let storage = Arc::new(Flaky { inner: inner.clone(), breaks, unreachable, writes_left });
     let clock = FakeClock::new("2026-01-02T03:04:05Z".parse().expect("a time"));
-    let registry = Registry::new(storage.clone(), clock.shared(), SeededRandom::shared(7), config()).await;
+    let registry = Registry::new(storage.clone(), clock.shared(), SeededRandom::shared(7), config).await;
     let registry = registry.expect("the registry starts");
     (Cluster { registry, storage: inner, clock, context: Arc::new(RequestContext::internal()) }, storage)
 }
@@ -176,4 +185,32 @@ async fn after_a_long_outage_everything_is_loaded_again_and_watches_end() {
     let mut late = cluster.watch("configmaps", "", json!({"resourceVersion": "2"})).await.expect("watches");
     assert_eq!(late.next().await, "ERROR 410 too old resource version: 2 (4)");
     cluster.create("configmaps", map("c")).await.expect("creates again");
+}
+
+#[tokio::test]
+async fn an_address_left_by_a_crash_is_taken_over_by_the_service_it_was_for() {
+    let (first, storage) = flaky_with(services::config(&["10.43.0.0/29"])).await;
+    let wanted = |name| services::service(name, json!({"clusterIP": "10.43.0.5"}));
+    // The address is written, the Service is not.
+    storage.writes_left.store(1, Ordering::SeqCst);
+    let status = first.create("services", wanted("a")).await.expect_err("the server is killed");
+    assert_eq!(status.code(), 503, "{}", status.message());
+    drop(first);
+
+    let second = Cluster::configured(storage.inner.clone(), services::config(&["10.43.0.0/29"])).await;
+    assert_eq!(services::addresses(&second).await, ["10.43.0.5"]);
+    let taken = |name: &str| {
+        format!(
+            "Service \"{name}\" is invalid: spec.clusterIPs: Invalid value: [\"10.43.0.5\"]: failed to allocate IP \
+             10.43.0.5: provided IP is already allocated"
+        )
+    };
+    let status = second.create("services", wanted("b")).await.expect_err("it is another's");
+    assert_eq!(status.message(), taken("b"));
+    second.create("services", wanted("a")).await.expect("it is its own");
+    // One that is held is refused to a second Service of its name, too, and a refusal takes nothing from the first.
+    let status = second.create("services", wanted("a")).await.expect_err("it is there");
+    assert_eq!(status.message(), taken("a"));
+    second.clock.advance(Duration::from_secs(200));
+    services::addresses_become(&second, &["10.43.0.5"]).await;
 }

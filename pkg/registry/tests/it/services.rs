@@ -10,7 +10,7 @@ use rkube_registry::store::{Answer, Target};
 use rkube_storage::memory::MemoryStorage;
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, PATIENCE, at, config, keys, value};
+use crate::cluster::{Cluster, PATIENCE, at, keys, value};
 
 /// Six addresses and twenty ports.
 async fn cluster() -> Cluster {
@@ -18,12 +18,15 @@ async fn cluster() -> Cluster {
 }
 
 async fn over(storage: Arc<MemoryStorage>, cidrs: &[&str]) -> Cluster {
-    let service_cidrs = cidrs.iter().map(|cidr| cidr.parse().expect("a range")).collect();
-    Cluster::configured(storage, rkube_registry::Config { service_cidrs, node_ports: (30_000, 30_019), ..config() })
-        .await
+    Cluster::configured(storage, config(cidrs)).await
 }
 
-fn service(name: &str, spec: Value) -> Value {
+pub(crate) fn config(cidrs: &[&str]) -> rkube_registry::Config {
+    let service_cidrs = cidrs.iter().map(|cidr| cidr.parse().expect("a range")).collect();
+    rkube_registry::Config { service_cidrs, node_ports: (30_000, 30_019), ..crate::cluster::config() }
+}
+
+pub(crate) fn service(name: &str, spec: Value) -> Value {
     json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec})
 }
 
@@ -31,12 +34,12 @@ fn ports(kind: &str) -> Value {
     json!({"type": kind, "ports": [{"port": 53, "protocol": "TCP", "name": "t"}, {"port": 53, "protocol": "UDP", "name": "u"}]})
 }
 
-async fn addresses(cluster: &Cluster) -> Vec<String> {
+pub(crate) async fn addresses(cluster: &Cluster) -> Vec<String> {
     keys(&cluster.list("ipaddresses", "", json!({})).await.expect("lists"))
 }
 
 /// Waits until the allocated addresses are these: releases happen in their own time.
-async fn addresses_become(cluster: &Cluster, expected: &[&str]) {
+pub(crate) async fn addresses_become(cluster: &Cluster, expected: &[&str]) {
     let mut watching = cluster.watch("ipaddresses", "", json!({})).await.expect("watches");
     while addresses(cluster).await != expected {
         let change = tokio::time::timeout(PATIENCE, watching.event());
