@@ -42,12 +42,16 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
+pub(crate) type Observe = Box<dyn FnOnce(Arc<dyn Authorizer>) -> Arc<dyn Authorizer> + Send>;
+
 /// What a cluster begins with.
 pub(crate) struct Setup {
     /// With `apiVersion` and `kind`, in an order that works.
     pub(crate) objects: Vec<Value>,
     /// Instead of the real one, to see what admission says of requests that would not reach it.
     pub(crate) authorizer: Option<Arc<dyn Authorizer>>,
+    /// Around the authorizer, to see what it decides.
+    pub(crate) observe: Option<Observe>,
     pub(crate) flow: Arc<dyn FlowControl>,
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) clock: SharedClock,
@@ -58,6 +62,7 @@ impl Default for Setup {
         Self {
             objects: Vec::new(),
             authorizer: None,
+            observe: None,
             flow: Arc::new(MaxInFlight::default()),
             storage: Arc::new(MemoryStorage::new()),
             clock: SystemClock::shared(),
@@ -150,12 +155,16 @@ impl Cluster {
         seed(&registry, setup.objects).await;
         let stop = CancellationToken::new();
         let objects = || Objects::new(Arc::clone(&registry));
-        let authorizer = match setup.authorizer {
+        let authorizer: Arc<dyn Authorizer> = match setup.authorizer {
             Some(authorizer) => authorizer,
             None => Arc::new(Union(vec![
                 Arc::new(NodeAuthorizer::new(objects())),
                 Arc::new(RbacAuthorizer::start(&registry, clock.clone(), stop.clone()).await.unwrap()),
             ])),
+        };
+        let authorizer = match setup.observe {
+            Some(observe) => observe(authorizer),
+            None => authorizer,
         };
         let (authority, pair) = CertificateAuthority::generate("test-ca", clock.now()).unwrap();
         let roots = tls::roots(&pair.chain().unwrap()).unwrap();

@@ -5,6 +5,7 @@
 mod admission;
 mod chaos;
 mod cluster;
+mod controllers;
 mod front_proxy;
 mod fuzz;
 mod identity;
