@@ -18,6 +18,7 @@ use rkube_apimachinery::schema::TypeId;
 use serde_json::Value;
 
 use crate::api::{Api, DynamicApi};
+use crate::request_metrics::requests;
 use crate::transport::{ClientError, ListRequest, ObjectList, SharedTransport, WatchRequest, WatchStream};
 
 /// How often one request is sent again because the server said so.
@@ -132,16 +133,12 @@ impl Client {
         let mut attempt = 0;
         loop {
             let request = self.build(&method, path, body.clone())?;
-            let error = match self.timed(path, self.transport.send(request)).await {
+            let error = match self.timed(&method, path, self.transport.send(request), code_of).await {
                 Ok(response) => return Ok(response),
                 Err(error) => error,
             };
             let idempotent = method == Method::GET || method == Method::HEAD;
-            match retry_delay(&error, idempotent) {
-                Some(delay) if attempt < RETRIES_MAX => self.shared.clock.sleep(delay).await,
-                _ => return Err(error),
-            }
-            attempt += 1;
+            self.wait_to_retry(&method, error, idempotent, &mut attempt).await?;
         }
     }
 
@@ -149,29 +146,26 @@ impl Client {
     pub async fn raw(&self, mut request: Request<Bytes>) -> Result<Response<Bytes>, ClientError> {
         request.headers_mut().entry(USER_AGENT).or_insert_with(|| self.user_agent.clone());
         let path = request.uri().path().to_owned();
-        self.timed(&path, self.transport.send(request)).await
+        let method = request.method().clone();
+        self.timed(&method, &path, self.transport.send(request), code_of).await
     }
 
     pub async fn list(&self, request: ListRequest) -> Result<ObjectList, ClientError> {
         let path = collection_path(&request.resource, &request.namespace);
         let mut attempt = 0;
         loop {
-            let error = match self.timed(&path, self.transport.list(request.clone())).await {
+            let error = match self.timed(&Method::GET, &path, self.transport.list(request.clone()), |_| 200).await {
                 Ok(list) => return Ok(list),
                 Err(error) => error,
             };
-            match retry_delay(&error, true) {
-                Some(delay) if attempt < RETRIES_MAX => self.shared.clock.sleep(delay).await,
-                _ => return Err(error),
-            }
-            attempt += 1;
+            self.wait_to_retry(&Method::GET, error, true, &mut attempt).await?;
         }
     }
 
     /// Starts a watch. Not retried here: whoever watches knows from where to go on.
     pub async fn watch(&self, request: WatchRequest) -> Result<WatchStream, ClientError> {
         let path = collection_path(&request.resource, &request.namespace);
-        self.timed(&path, self.transport.watch(request)).await
+        self.timed(&Method::GET, &path, self.transport.watch(request), |_| 200).await
     }
 
     fn build(
@@ -193,20 +187,46 @@ impl Client {
             .map_err(|source| ClientError::Request { path: path.to_owned(), source: Box::new(source) })
     }
 
+    /// Returns when the request may be sent again, or the error if it must not be.
+    async fn wait_to_retry(
+        &self,
+        method: &Method,
+        error: ClientError,
+        idempotent: bool,
+        attempt: &mut u32,
+    ) -> Result<(), ClientError> {
+        let Some(delay) = retry_delay(&error, idempotent).filter(|_| *attempt < RETRIES_MAX) else { return Err(error) };
+        *attempt += 1;
+        requests().retried(method, self.transport.host(), &error);
+        self.shared.clock.sleep(delay).await;
+        Ok(())
+    }
+
+    /// One try, within the time limit and counted. `code_of` says what the server answered.
     async fn timed<T>(
         &self,
+        method: &Method,
         path: &str,
         request: impl Future<Output = Result<T, ClientError>>,
+        code_of: impl FnOnce(&T) -> u16,
     ) -> Result<T, ClientError> {
-        tokio::select! {
+        let start = self.shared.clock.monotonic();
+        let result = tokio::select! {
             biased;
             result = request => result,
             () = self.shared.clock.sleep(self.timeout) => Err(ClientError::Unreachable {
                 path: path.to_owned(),
                 source: "no answer within the time limit".into(),
             }),
-        }
+        };
+        let took = self.shared.clock.monotonic().saturating_sub(start);
+        requests().answered(method, self.transport.host(), result.as_ref().map(code_of), took);
+        result
     }
+}
+
+fn code_of(response: &Response<Bytes>) -> u16 {
+    response.status().as_u16()
 }
 
 /// How long to wait before the request is sent again; `None` if it must not be.

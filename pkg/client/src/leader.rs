@@ -20,6 +20,7 @@ use tracing::{debug, info, warn};
 
 use crate::api::Api;
 use crate::client::Client;
+use crate::request_metrics::requests;
 use crate::transport::ClientError;
 
 /// Waits between tries are up to this much longer at random.
@@ -68,6 +69,7 @@ struct Observed {
 impl LeaderElector {
     pub fn new(client: Client, config: LeaderConfig) -> Self {
         let api = client.namespaced(&config.namespace);
+        requests().leads(&config.name, false);
         Self { client, api, config, observed: None }
     }
 
@@ -85,6 +87,7 @@ impl LeaderElector {
             () = self.acquire() => {}
         }
         info!(lease = self.config.name, identity = self.config.identity, "Became leader");
+        requests().leads(&self.config.name, true);
         let leading = stop.child_token();
         let lost = tokio::select! {
             () = lead(leading.clone()) => false,
@@ -92,6 +95,7 @@ impl LeaderElector {
             () = self.renew() => true,
         };
         leading.cancel();
+        requests().leads(&self.config.name, false);
         if lost {
             warn!(lease = self.config.name, "Lost leadership");
         } else {

@@ -23,6 +23,7 @@ pub mod events;
 pub mod leader;
 pub mod metrics;
 pub mod owner;
+mod request_metrics;
 
 pub mod fake;
 

@@ -155,23 +155,22 @@ impl WorkQueueMetrics {
     }
 }
 
+/// Gauges that a collector computes when somebody scrapes. The help text is written as it is shown.
+pub fn encode_gauges<const N: usize>(
+    encoder: &mut DescriptorEncoder<'_>,
+    (name, help): (&str, &str),
+    values: impl IntoIterator<Item = (Labels<N>, f64)>,
+) -> Result<(), std::fmt::Error> {
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (labels, value) in values {
+        ConstGauge::new(value).encode(metric.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
 /// What is known of work that is not finished.
 #[derive(Debug)]
 struct Unfinished;
-
-impl Unfinished {
-    fn encode_one(
-        encoder: &mut DescriptorEncoder<'_>,
-        (name, help): (&str, &str),
-        values: impl Iterator<Item = (&'static str, f64)>,
-    ) -> Result<(), std::fmt::Error> {
-        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for (queue, value) in values {
-            ConstGauge::new(value).encode(metric.encode_family(&queue_label(queue))?)?;
-        }
-        Ok(())
-    }
-}
 
 impl Collector for Unfinished {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
@@ -184,8 +183,8 @@ impl Collector for Unfinished {
             "[BETA] How many seconds has the longest running processor for workqueue been running.",
         );
         let queues = workqueue().unfinished();
-        Self::encode_one(&mut encoder, SUM, queues.iter().map(|(name, (sum, _))| (*name, *sum)))?;
-        Self::encode_one(&mut encoder, LONGEST, queues.iter().map(|(name, (_, longest))| (*name, *longest)))
+        encode_gauges(&mut encoder, SUM, queues.iter().map(|(name, (sum, _))| (queue_label(name), *sum)))?;
+        encode_gauges(&mut encoder, LONGEST, queues.iter().map(|(name, (_, longest))| (queue_label(name), *longest)))
     }
 }
 
@@ -212,4 +211,5 @@ pub fn register(registry: &mut Registry) {
             &queues.work_duration,
         );
     registry.register_collector(Box::new(Unfinished));
+    crate::request_metrics::register(registry);
 }

@@ -25,6 +25,11 @@ pub trait Transport: Send + Sync + 'static {
 
     /// A whole list at one revision, items shared with the watch cache where that is in this process.
     fn list(&self, request: ListRequest) -> BoxFuture<'_, Result<ObjectList, ClientError>>;
+
+    /// The server as metrics name it, `host:port`; nothing for one in this process.
+    fn host(&self) -> &str {
+        ""
+    }
 }
 
 pub type SharedTransport = Arc<dyn Transport>;

@@ -7,6 +7,7 @@ use rkube_client::factory::NotSynced;
 use tracing::{debug, error, info, info_span};
 
 use crate::context::{ControllerContext, Descriptor};
+use crate::metrics::metrics;
 
 /// All controllers, by name.
 pub fn descriptors() -> &'static [Descriptor] {
@@ -76,12 +77,15 @@ pub async fn run(
         .into_iter()
         .map(|(name, controller)| {
             debug!(controller = name, "Started controller");
+            metrics().runs(name, true);
             (name, task::spawn(info_span!("controller", component = name), controller))
         })
         .collect();
     info!(controllers = tasks.len(), "Started controllers");
     for (name, task) in tasks {
-        if task.await.is_err() {
+        let ended = task.await;
+        metrics().runs(name, false);
+        if ended.is_err() {
             error!(controller = name, "Controller ended abnormally");
         }
     }

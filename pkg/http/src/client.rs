@@ -76,6 +76,11 @@ impl HttpClient {
         Self::build(base, connector, false)
     }
 
+    /// The host and port that requests go to.
+    pub fn authority(&self) -> &str {
+        self.authority.as_str()
+    }
+
     fn build(base: &Uri, connector: Connector, http2: bool) -> Result<Self, RequestError> {
         let no_authority = || ConnectError::NoHost { uri: base.to_string() };
         let authority = base.authority().cloned().ok_or_else(no_authority)?;

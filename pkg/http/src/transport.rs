@@ -64,6 +64,10 @@ async fn read(body: Body, path: &str) -> Result<Bytes, ClientError> {
 }
 
 impl Transport for RemoteTransport {
+    fn host(&self) -> &str {
+        self.client.authority()
+    }
+
     fn send(&self, request: Request<Bytes>) -> BoxFuture<'_, Result<Response<Bytes>, ClientError>> {
         Box::pin(async move {
             let path = request.uri().path().to_owned();

@@ -12,20 +12,28 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
-use rkube_client::metrics::{Counters, Declarations, FloatGauges, Gauges, Histograms, Labels, histograms};
+use rkube_client::metrics::{
+    Counters, Declarations, FloatGauges, Gauges, Histograms, Labels, Stability, declare, histograms,
+};
 
 mod jobs;
 mod slices;
+mod volumes;
 
 use jobs::JobMetrics;
 pub(crate) use slices::Outlook;
 use slices::SliceMetrics;
+use volumes::Volumes;
 
 /// Of all controllers.
 pub(crate) struct Metrics {
     pub(crate) job: JobMetrics,
     pub(crate) slices: SliceMetrics,
     pub(crate) mirroring: SliceMetrics,
+    pub(crate) volumes: Volumes,
+    running: Gauges<2>,
+    default_classes: Counter,
+    default_class_errors: Counter,
     cronjob_skew: Histogram,
     ttl_deletion: Histogram,
     pub(crate) gc_errors: Counter,
@@ -72,6 +80,10 @@ pub(crate) fn metrics() -> &'static Metrics {
         job: JobMetrics::default(),
         slices: SliceMetrics::default(),
         mirroring: SliceMetrics::default(),
+        volumes: Volumes::default(),
+        running: Gauges::default(),
+        default_classes: Counter::default(),
+        default_class_errors: Counter::default(),
         cronjob_skew: Histogram::new(exponential_buckets(1.0, 2.0, 10)),
         ttl_deletion: Histogram::new(exponential_buckets(0.1, 2.0, 14)),
         gc_errors: Counter::default(),
@@ -132,6 +144,20 @@ impl Scaling {
 }
 
 impl Metrics {
+    /// Whether this process works as the controller.
+    pub(crate) fn runs(&self, controller: &str, runs: bool) {
+        let names = ["name", "manager"];
+        self.running.get_or_create(&labels(names, [controller, "kube-controller-manager"])).set(runs.into());
+    }
+
+    /// A claim without a class was given the default one, or could not be.
+    pub(crate) fn default_class_assigned(&self, succeeded: bool) {
+        self.default_classes.inc();
+        if !succeeded {
+            self.default_class_errors.inc();
+        }
+    }
+
     /// A CronJob's Job was created so long after its time.
     pub(crate) fn cron_job_started(&self, late: Duration) {
         self.cronjob_skew.observe(late.as_secs_f64());
@@ -328,6 +354,20 @@ pub fn register(registry: &mut Registry) {
         "The ratio of chosen deleted pod's ages to the current youngest pod's age (at the time). Should be <2. The intent of this metric is to measure the rough efficacy of the LogarithmicScaleDown feature gate's effect on the sorting (and deletion) of pods when a replicaset scales down. This only considers Ready pods when calculating and reporting",
         &all.deletion_age_ratio,
     );
+    let help = "Indicates where instances of a controller are currently running";
+    declare(registry, "running_managed_controllers", Stability::Beta, help, all.running.clone());
+    Declarations::new(registry, "retroactive")
+        .alpha(
+            "storageclass",
+            "Total number of retroactive StorageClass assignments to persistent volume claim",
+            &all.default_classes,
+        )
+        .alpha(
+            "storageclass_errors",
+            "Total number of failed retroactive StorageClass assignments to persistent volume claim",
+            &all.default_class_errors,
+        );
+    volumes::register(registry);
     register_autoscaler(registry, all);
 }
 

@@ -17,6 +17,7 @@ use crate::common::claims::{claim_keys, index_by_claim, pods_with};
 use crate::common::latest::Latest;
 use crate::common::pods;
 use crate::context::{ControllerContext, Running};
+use crate::metrics::metrics;
 
 /// What upstream signs these events with.
 const EVENT_SOURCE: &str = "persistentvolume-controller";
@@ -67,6 +68,7 @@ pub(super) fn start(context: &ControllerContext) -> Running {
         queues: queues.clone(),
     });
     watch(&binder, &claims, &volumes, &classes, &pods);
+    metrics().volumes.watch(volumes.lister(), claims.lister());
     // One worker each, as upstream: two at once would choose the same volume for two claims, and one would lose.
     let claim_worker = Runner::new(NAME, queues.claims, Arc::clone(&binder)).workers(1);
     let volume_worker = Runner::new(NAME, queues.volumes, Arc::new(VolumeWorker(binder))).workers(1);
@@ -216,7 +218,9 @@ impl Binder {
             claims::Step::AssignClass(class) => {
                 let mut updated = (*claim).clone();
                 updated.spec.get_or_insert_default().storage_class_name = Some(class);
-                self.update_claim(&updated, "assigning the default class").await.map(drop)
+                let assigned = self.update_claim(&updated, "assigning the default class").await.map(drop);
+                metrics().default_class_assigned(assigned.is_ok());
+                assigned
             }
             claims::Step::Provision(provisioner) => {
                 self.set_provisioner(&claim, &provisioner).await?;
