@@ -137,7 +137,7 @@ mod tests {
     use rkube_pki::CertificateAuthority;
 
     use super::*;
-    use crate::testing::World;
+    use crate::testing::{World, survives_any_crash};
 
     fn map(world: &World) -> BTreeMap<String, String> {
         let map = world.api.get::<ConfigMap>(NAMESPACE, CONFIG_MAP).expect("it is published");
@@ -192,5 +192,29 @@ mod tests {
         world.settle().await;
         assert_eq!(map(&world), first);
         world.stays_idle(RECHECK_INTERVAL * 3).await;
+    }
+
+    #[tokio::test]
+    async fn converges_after_a_crash_at_any_write() {
+        let (_, ca) = CertificateAuthority::generate("kubernetes", World::new(&[]).now()).expect("an authority");
+        let arrange = || {
+            let mut world = World::new(&[CLUSTER_AUTHENTICATION_TRUST]);
+            world.config.authentication_trust = Some(AuthenticationTrust {
+                client_ca: ca.certificate_pem.clone(),
+                request_header_ca: String::new(),
+                allowed_names: Vec::new(),
+                username_headers: vec!["X-Remote-User".to_owned()],
+                uid_headers: Vec::new(),
+                group_headers: Vec::new(),
+                extra_headers_prefix: Vec::new(),
+            });
+            world
+        };
+        let drive = async |world: &mut World| {
+            world.settle().await;
+            world.api.edit::<ConfigMap>(NAMESPACE, CONFIG_MAP, |map| map.data = None);
+            world.run_for(RECHECK_INTERVAL).await;
+        };
+        survives_any_crash(arrange, drive, |world| format!("{:?}", map(world))).await;
     }
 }

@@ -7,10 +7,11 @@ use rkube_api::k8s::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, R
 use rkube_api::k8s::core::v1::Pod;
 use rkube_api::meta::pkg::apis::meta::v1::LabelSelector;
 use rkube_api::meta::pkg::util::intstr::IntOrString;
+use rkube_client::DeleteOptions;
 
 use super::DEPLOYMENT;
 use crate::replicaset::REPLICASET;
-use crate::testing::{World, events, labels, metadata, survives_any_crash, template};
+use crate::testing::{World, events, labels, metadata, names, survives_any_crash, template};
 
 fn deployment(replicas: i32) -> Deployment {
     let quarter = || Some(IntOrString::String("25%".to_owned()));
@@ -329,6 +330,53 @@ async fn a_colliding_name_gets_another_hash() {
     let deployment = world.api.get::<Deployment>("ns", "web").expect("it was put");
     assert_eq!(deployment.status.as_ref().and_then(|status| status.collision_count), Some(1));
     assert_eq!(deployment.status.as_ref().and_then(|status| status.available_replicas), Some(1));
+}
+
+/// Rolls to a new image and lets `hand` do something when the new pods are there and none of them runs yet.
+async fn rolled(hand: impl AsyncFnOnce(&World)) -> String {
+    let mut world = running(4).await;
+    world.nodes = false;
+    set_image(&world, "image:2");
+    world.settle().await;
+    hand(&world).await;
+    world.settle().await;
+    world.nodes = true;
+    world.run_for(Duration::from_secs(60)).await;
+    outcome(&world)
+}
+
+/// The name of the ReplicaSet of an image.
+fn set_of(world: &World, wanted: &str) -> String {
+    let sets = world.api.list::<ReplicaSet>("ns");
+    let found = sets.iter().find(|set| image(set) == wanted).expect("there is one");
+    found.metadata.name.clone().unwrap_or_default()
+}
+
+fn scale_set(world: &World, wanted: &str, replicas: i32) {
+    world.api.edit::<ReplicaSet>("ns", &set_of(world, wanted), |set| {
+        set.spec.get_or_insert_default().replicas = Some(replicas);
+        set.metadata.generation = set.metadata.generation.map(|generation| generation + 1);
+    });
+}
+
+#[tokio::test]
+async fn hands_in_a_rollout_do_not_change_its_end() {
+    let undisturbed = rolled(async |_| {}).await;
+    assert!(undisturbed.contains("replicas 4 updated 4 ready 4 available 4"), "{undisturbed}");
+    assert_eq!(rolled(async |world| scale_set(world, "image:2", 0)).await, undisturbed, "the new set was emptied");
+    assert_eq!(rolled(async |world| scale_set(world, "image:1", 9)).await, undisturbed, "the old set was scaled up");
+    assert_eq!(rolled(async |world| scale_set(world, "image:1", 0)).await, undisturbed, "the old set was emptied");
+    let remove_pods = async |world: &World| {
+        let pods = world.client().namespaced::<Pod>("ns");
+        for name in names::<Pod>(world, "ns") {
+            pods.delete(&name, &DeleteOptions::default()).await.expect("it is there");
+        }
+    };
+    assert_eq!(rolled(remove_pods).await, undisturbed, "all pods were deleted");
+    let forget_revision = async |world: &World| {
+        world.api.edit::<ReplicaSet>("ns", &set_of(world, "image:2"), |set| set.metadata.annotations = None);
+    };
+    assert_eq!(rolled(forget_revision).await, undisturbed, "the new set's annotations were removed");
 }
 
 #[tokio::test]

@@ -211,9 +211,8 @@ async fn converges_after_a_crash_at_any_write() {
     survives_any_crash(arrange, drive, outcome).await;
 }
 
-#[tokio::test]
-async fn replication_controllers_are_the_same() {
-    let mut world = World::with_nodes(&[REPLICATIONCONTROLLER]);
+fn replication_controller() -> World {
+    let world = World::with_nodes(&[REPLICATIONCONTROLLER]);
     let template = template("web", "image:1");
     world.api.put(&ReplicationController {
         metadata: metadata("ns", "web"),
@@ -225,6 +224,33 @@ async fn replication_controllers_are_the_same() {
         }),
         status: None,
     });
+    world
+}
+
+#[tokio::test]
+async fn a_replication_controller_converges_after_a_crash_at_any_write() {
+    let arrange = || {
+        let world = replication_controller();
+        world.api.put(&pod("orphan", "web"));
+        world
+    };
+    let drive = async |world: &mut World| {
+        world.run_for(Duration::from_secs(30)).await;
+        world.api.edit::<ReplicationController>("ns", "web", |controller| {
+            controller.spec.get_or_insert_default().replicas = Some(4);
+        });
+        world.run_for(Duration::from_secs(30)).await;
+    };
+    let outcome = |world: &World| {
+        let controller = world.api.get::<ReplicationController>("ns", "web").expect("it was put");
+        format!("{:?} {} pods", controller.status, world.api.list::<Pod>("ns").len())
+    };
+    survives_any_crash(arrange, drive, outcome).await;
+}
+
+#[tokio::test]
+async fn replication_controllers_are_the_same() {
+    let mut world = replication_controller();
     world.start();
     world.settle().await;
     let controller = world.api.get::<ReplicationController>("ns", "web").expect("it was put");

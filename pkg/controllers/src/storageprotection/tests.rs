@@ -25,6 +25,22 @@ fn named_claim() -> Value {
     json!({"name": "data", "persistentVolumeClaim": {"claimName": "data"}})
 }
 
+/// A volume in use, of a class.
+fn add_volume(world: &World) {
+    let volume = json!({
+        "metadata": {"name": "v"}, "spec": {"volumeAttributesClassName": "fast"}, "status": {"phase": "Bound"},
+    });
+    world.api.put(&PersistentVolume::from_value(volume).expect("a volume"));
+    world.api.put(&VolumeAttributesClass { metadata: metadata("", "fast"), ..Default::default() });
+}
+
+/// The volume and its class are to go.
+async fn delete_volume(world: &World) {
+    let client = world.client();
+    client.all::<PersistentVolume>().delete("v", &DeleteOptions::default()).await.expect("it is there");
+    client.all::<VolumeAttributesClass>().delete("fast", &DeleteOptions::default()).await.expect("it is there");
+}
+
 async fn delete_claim(world: &World, name: &str) {
     let api = world.client().namespaced::<PersistentVolumeClaim>("ns");
     api.delete(name, &DeleteOptions::default()).await.expect("the claim is there");
@@ -79,16 +95,10 @@ async fn an_ephemeral_claim_is_used_by_its_own_pod_alone() {
 #[tokio::test]
 async fn bound_volumes_and_named_classes_stay() {
     let mut world = world();
-    let volume = json!({
-        "metadata": {"name": "v"}, "spec": {"volumeAttributesClassName": "fast"}, "status": {"phase": "Bound"},
-    });
-    world.api.put(&PersistentVolume::from_value(volume).expect("a volume"));
-    world.api.put(&VolumeAttributesClass { metadata: metadata("", "fast"), ..Default::default() });
+    add_volume(&world);
     world.start();
     world.settle().await;
-    let client = world.client();
-    client.all::<PersistentVolume>().delete("v", &DeleteOptions::default()).await.expect("it is there");
-    client.all::<VolumeAttributesClass>().delete("fast", &DeleteOptions::default()).await.expect("it is there");
+    delete_volume(&world).await;
     world.settle().await;
     assert_eq!(names::<PersistentVolume>(&world, ""), ["v"]);
     assert_eq!(names::<VolumeAttributesClass>(&world, ""), ["fast"]);
@@ -119,14 +129,25 @@ async fn converges_after_a_crash_at_any_write() {
     let fresh = || {
         let world = world();
         world.api.put(&pod("runs", Some("node"), named_claim()));
+        add_volume(&world);
         world
     };
     let drive = async |world: &mut World| {
         world.settle().await;
         delete_claim(world, "data").await;
+        delete_volume(world).await;
         world.settle().await;
         world.api.remove::<Pod>("ns", "runs");
+        world.api.edit::<PersistentVolume>("", "v", |volume| {
+            volume.status.get_or_insert_default().phase = Some("Released".to_owned());
+        });
         world.run_for(std::time::Duration::from_secs(10)).await;
     };
-    survives_any_crash(fresh, drive, |world| names::<PersistentVolumeClaim>(world, "ns").join(" ")).await;
+    let left = |world: &World| {
+        let mut left = names::<PersistentVolumeClaim>(world, "ns");
+        left.extend(names::<PersistentVolume>(world, ""));
+        left.extend(names::<VolumeAttributesClass>(world, ""));
+        left.join(" ")
+    };
+    survives_any_crash(fresh, drive, left).await;
 }
