@@ -28,6 +28,7 @@ use rkube_network::node::{Backend, NetworkConfig, NodeNetwork};
 use rkube_pki::authority;
 use rkube_pki::tree::Names;
 use rkube_proxy::proxier::{Proxier, ProxierConfig};
+use rkube_proxy::status::StatusConfig;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tracing::info_span;
@@ -38,6 +39,9 @@ use crate::join::ServingCertificate;
 use crate::version;
 
 const DNS_PORT: u16 = 53;
+/// kube-proxy's ports.
+const PROXY_HEALTHZ_PORT: u16 = 10_256;
+const PROXY_METRICS_PORT: u16 = 10_249;
 /// Differs from upstream: pods go at 5 % of free disk, as with k3s, and not at 10 and 15 %. The node is often a
 /// machine with a large disk that is used for other things, too.
 const EVICTION_HARD: &str =
@@ -103,9 +107,7 @@ pub(crate) fn components(
         },
     };
     let mut all = Vec::new();
-    if let Some(network) = network(config, &agent_folder, cluster, address, client, after)? {
-        all.push(network);
-    }
+    all.push(network(config, &agent_folder, cluster, address, client, after)?);
     if let IpAddr::V4(address) = address {
         all.push(proxy(config, cluster, address, client, after)?);
     }
@@ -139,6 +141,10 @@ fn proxy(
             IpAddr::V4(dns) => [dns].into(),
             IpAddr::V6(_) => BTreeSet::new(),
         },
+        status: StatusConfig {
+            healthz: Some(SocketAddr::from((Ipv4Addr::UNSPECIFIED, PROXY_HEALTHZ_PORT))),
+            metrics: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, PROXY_METRICS_PORT))),
+        },
     };
     let client = client.clone();
     Ok(component("kube-proxy", after, move |ready, shutdown| async move {
@@ -150,7 +156,12 @@ fn proxy(
     }))
 }
 
-/// The built-in pod network; nothing where another CNI plugin is to be used.
+/// Where the addresses of pods are recorded.
+pub(crate) fn network_folder(agent_folder: &Path) -> PathBuf {
+    agent_folder.join("network")
+}
+
+/// The built-in pod network; where another CNI plugin is to be used, what Services need of it.
 fn network(
     config: &NodeConfig,
     agent_folder: &Path,
@@ -158,11 +169,11 @@ fn network(
     address: IpAddr,
     client: &Client,
     after: &'static [&'static str],
-) -> Result<Option<Box<dyn Component>>, NodeError> {
+) -> Result<Box<dyn Component>, NodeError> {
     let backend = match config.network_backend {
         NetworkBackend::Vxlan => Backend::Vxlan,
         NetworkBackend::HostGw => Backend::HostGw,
-        NetworkBackend::None => return Ok(None),
+        NetworkBackend::None => Backend::None,
     };
     let cluster_cidr = cluster.pods.parse().map_err(|_| NodeError::PodNetwork(cluster.pods.clone()))?;
     let settings = NetworkConfig {
@@ -175,11 +186,11 @@ fn network(
         cluster_cidr,
         cni_bin_dir: config.cni_bin_dir.clone(),
         cni_conf_dir: config.cni_conf_dir.clone(),
-        data_dir: agent_folder.join("network"),
+        data_dir: network_folder(agent_folder),
         executable: std::env::current_exe().map_err(NodeError::Executable)?,
     };
     let client = client.clone();
-    Ok(Some(component("network", after, move |ready, shutdown| async move {
+    Ok(component("network", after, move |ready, shutdown| async move {
         let stop = shutdown.token();
         let informers = InformerFactory::new(client, stop.clone());
         let network = NodeNetwork::new(settings, &informers);
@@ -187,7 +198,7 @@ fn network(
         // A new node gets its pod network after its kubelet has registered it: others need not wait.
         ready.ready();
         network.run(|| {}, stop).await.map_err(Into::into)
-    })))
+    }))
 }
 
 fn kubelet_config(

@@ -95,13 +95,11 @@ pub fn install(conflist: &Conflist, conf_dir: &Path) -> Result<(), InstallError>
     fs::rename(&new, &path).map_err(failed("writing", &path))
 }
 
-/// Takes the network away from the runtime.
-pub fn uninstall(bin_dir: &Path, conf_dir: &Path) -> Result<(), InstallError> {
-    for path in [conf_dir.join(FILE_NAME), bin_dir.join(PLUGIN)] {
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("removing", &path)(error)),
-            _ => {}
-        }
+/// Leaves the runtime to another plugin's configuration. Ours for pods that are there, the link to this program, stays.
+pub fn withdraw(conf_dir: &Path) -> Result<(), InstallError> {
+    let path = conf_dir.join(FILE_NAME);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("removing", &path)(error)),
+        _ => Ok(()),
     }
-    Ok(())
 }

@@ -22,3 +22,4 @@ pub mod conflist;
 
 pub mod address;
 pub mod node;
+pub mod removal;

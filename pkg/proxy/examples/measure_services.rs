@@ -32,6 +32,7 @@ use rkube_proxy::endpoints::{Endpoint, Place, Target};
 use rkube_proxy::proxier::{Proxier, ProxierConfig, Worker};
 use rkube_proxy::ruleset::{Ruleset, RulesetConfig, ServiceView};
 use rkube_proxy::service::{Frontend, ServicePort};
+use rkube_proxy::status::StatusConfig;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -184,6 +185,7 @@ fn component(services: u32, endpoints: u32, changes: u32, cluster: Ipv4Net) -> O
             node_ip: None,
             cluster_cidr: cluster,
             own_addresses: BTreeSet::new(),
+            status: StatusConfig::default(),
         };
         let proxier = Proxier::new(config, &informers);
         informers.start();

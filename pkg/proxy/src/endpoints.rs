@@ -139,3 +139,35 @@ fn nearness<'a>(endpoints: &BTreeMap<Target, Endpoint>, place: &'a Place) -> imp
         _ => true,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rkube_api::Kind;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn no_endpoint_is_the_host_itself_or_nobody() {
+        let addresses = [
+            "127.0.0.1",
+            "127.9.9.9",
+            "169.254.169.254",
+            "224.0.0.251",
+            "0.0.0.0",
+            "10.42.0.256",
+            "fd00::1",
+            "",
+            "10.42.0.7",
+        ];
+        let endpoints: Vec<_> = addresses.iter().map(|address| json!({"addresses": [address]})).collect();
+        let slice = |port: i64| {
+            let ports = json!([{"name": "web", "port": port}]);
+            let slice = json!({"metadata": {}, "addressType": "IPv4", "endpoints": endpoints, "ports": ports});
+            Arc::new(EndpointSlice::from_value(slice).unwrap())
+        };
+        let found = collect(&[slice(8080), slice(70_000)], &Place::default());
+        let targets: Vec<_> = found["web"].keys().copied().collect();
+        assert_eq!(targets, [(Ipv4Addr::new(10, 42, 0, 7), 8080)]);
+    }
+}

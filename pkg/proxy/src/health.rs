@@ -6,22 +6,16 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use rkube_apimachinery::clock::SharedClock;
 use rkube_apimachinery::key::ObjectKey;
 use rkube_apimachinery::task;
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tracing::{info_span, warn};
+use tracing::info_span;
 
-/// A balancer asks once in some seconds; more at once wait.
-const CONNECTIONS_MAX: usize = 64;
-const REQUEST_BYTES_MAX: usize = 8 << 10;
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+use crate::http::{Respond, Response, serve};
+use crate::status::ProxyHealth;
 
 struct Check {
     port: u16,
@@ -32,6 +26,7 @@ struct Check {
 /// The ports that are listened on.
 pub struct HealthServer {
     clock: SharedClock,
+    proxy: ProxyHealth,
     checks: BTreeMap<ObjectKey, Check>,
 }
 
@@ -44,8 +39,8 @@ impl Drop for HealthServer {
 }
 
 impl HealthServer {
-    pub fn new(clock: SharedClock) -> Self {
-        Self { clock, checks: BTreeMap::new() }
+    pub fn new(clock: SharedClock, proxy: ProxyHealth) -> Self {
+        Self { clock, proxy, checks: BTreeMap::new() }
     }
 
     /// Listens for a Service on `port`, or no longer.
@@ -59,66 +54,26 @@ impl HealthServer {
         }
         let Some(port) = port else { return };
         let check = Check { port, local_endpoints: Arc::new(local_endpoints.into()), stop: CancellationToken::new() };
-        let (count, stop, clock) = (Arc::clone(&check.local_endpoints), check.stop.clone(), self.clock.clone());
-        let name = service.clone();
+        let (stop, clock) = (check.stop.clone(), self.clock.clone());
+        let (name, count, proxy) = (service.clone(), Arc::clone(&check.local_endpoints), self.proxy.clone());
+        let respond: Arc<Respond> = Arc::new(move |_| answer(&name, count.load(Ordering::Relaxed), proxy.is_healthy()));
+        let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
         task::spawn(info_span!("health-check", service = %service, port), async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = listen(name, port, count, clock) => {}
+                () = serve("healthcheck", address, clock, respond) => {}
             }
         });
         self.checks.insert(service.clone(), check);
     }
 }
 
-async fn listen(service: ObjectKey, port: u16, count: Arc<AtomicUsize>, clock: SharedClock) {
-    let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-    let listener = loop {
-        match TcpListener::bind(address).await {
-            Ok(listener) => break listener,
-            // Whoever has the port may give it up, as the same Service under an earlier name.
-            Err(error) => warn!(%error, port, "Failed to start healthcheck, retrying"),
-        }
-        clock.sleep(REQUEST_TIMEOUT).await;
-    };
-    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
-        let Ok((stream, _)) = listener.accept().await else { continue };
-        let (service, count, clock) = (service.clone(), Arc::clone(&count), clock.clone());
-        task::spawn(info_span!("health-check-connection"), async move {
-            let _permit = permit;
-            tokio::select! {
-                // A balancer that goes away is no news.
-                _ = answer(stream, &service, &count) => {}
-                () = clock.sleep(REQUEST_TIMEOUT) => {}
-            }
-        });
-    }
-}
-
-async fn answer(mut stream: TcpStream, service: &ObjectKey, count: &AtomicUsize) -> std::io::Result<()> {
-    let mut request = Vec::new();
-    while !request.windows(4).any(|window| window == b"\r\n\r\n") {
-        let read = stream.read_buf(&mut request).await?;
-        if read == 0 || request.len() > REQUEST_BYTES_MAX {
-            return Ok(());
-        }
-    }
-    let count = count.load(Ordering::Relaxed);
+fn answer(service: &ObjectKey, count: usize, is_healthy: bool) -> Response {
     let body = json!({
         "service": {"namespace": service.namespace, "name": service.name},
         "localEndpoints": count,
-        "serviceProxyHealthy": true,
-    })
-    .to_string();
-    let status = if count > 0 { "200 OK" } else { "503 Service Unavailable" };
-    let head = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nX-Content-Type-Options: nosniff\r\n\
-         X-Load-Balancing-Endpoint-Weight: {count}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(head.as_bytes()).await?;
-    stream.write_all(body.as_bytes()).await?;
-    stream.shutdown().await
+        "serviceProxyHealthy": is_healthy,
+    });
+    let headers = format!("X-Load-Balancing-Endpoint-Weight: {count}\r\n");
+    Response { headers, ..Response::health(count > 0 && is_healthy, &body) }
 }

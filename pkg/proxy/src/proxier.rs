@@ -1,7 +1,7 @@
 //! Keeps the table in step with Services and EndpointSlices.
 //!
 //! Watches  v1 Service, discovery.k8s.io/v1 EndpointSlice, v1 Node (this one)
-//! Outputs  the nftables table; UDP flows forgotten; health check node ports; events about what is not served
+//! Outputs  the nftables table; UDP flows forgotten; health check node ports; pages about itself; events about what is not served
 //! Behaves as  pkg/proxy/nftables/proxier.go, v1.36
 //!
 //! Invariant: nothing is written before all caches have synced, since half the Services would be a change.
@@ -34,6 +34,7 @@ use crate::health::HealthServer;
 use crate::metrics::Metrics;
 use crate::ruleset::{Ruleset, RulesetConfig, ServiceView, forget_chains, make_before_break};
 use crate::service::{health_check_node_port, service_ports};
+use crate::status::{ProxyHealth, StatusConfig, StatusServer};
 
 /// The label by which slices name their Service, and the name of the index over it.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -56,6 +57,7 @@ pub struct ProxierConfig {
     pub cluster_cidr: Ipv4Net,
     /// Cluster IPs that this node serves itself, as cluster DNS.
     pub own_addresses: BTreeSet<Ipv4Addr>,
+    pub status: StatusConfig,
 }
 
 /// Why the proxy ended.
@@ -87,6 +89,7 @@ pub struct Proxier {
     dirty: Arc<Mutex<Dirty>>,
     changed: Arc<Notify>,
     metrics: Metrics,
+    health: ProxyHealth,
 }
 
 fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {
@@ -110,14 +113,17 @@ impl Proxier {
         });
         let dirty = Arc::new(Mutex::new(Dirty::default()));
         let changed = Arc::new(Notify::new());
+        let health = ProxyHealth::new(informers.client().clock().clone());
 
-        let (state, notify) = (Arc::clone(&dirty), Arc::clone(&changed));
+        let (state, notify, pending) = (Arc::clone(&dirty), Arc::clone(&changed), health.clone());
         services.core().add_handler(move |delta| {
+            pending.changed();
             state.lock().services.insert(delta.object().key.clone());
             notify.notify_one();
         });
-        let (state, notify) = (Arc::clone(&dirty), Arc::clone(&changed));
+        let (state, notify, pending) = (Arc::clone(&dirty), Arc::clone(&changed), health.clone());
         slices.add_handler(move |delta| {
+            pending.changed();
             let keys = [delta.old(), Some(delta.object())];
             state.lock().services.extend(keys.into_iter().flatten().filter_map(|slice| service_of(slice)));
             notify.notify_one();
@@ -139,6 +145,7 @@ impl Proxier {
             dirty,
             changed,
             metrics: Metrics::default(),
+            health,
         }
     }
 
@@ -148,6 +155,7 @@ impl Proxier {
 
     /// Keeps the kernel's table in step until `stop`. `ready` is called when it is for the first time.
     pub async fn run(self, ready: impl FnOnce() + Send, stop: CancellationToken) -> Result<(), ProxierError> {
+        let _pages = StatusServer::start(&self.config.status, &self.health, &self.metrics);
         tokio::select! {
             synced = self.informers.wait_for_sync() => synced?,
             () = stop.cancelled() => return Ok(()),
@@ -161,7 +169,7 @@ impl Proxier {
             }),
             needs_full: true,
         };
-        let mut health = HealthServer::new(self.clock.clone());
+        let mut health = HealthServer::new(self.clock.clone(), self.health.clone());
         let recorder = EventRecorder::start(self.informers.client().clone(), COMPONENT, stop.clone());
         let mut warnings = Warnings { recorder: recorder.on_host(&self.config.node_name), known: HashMap::new() };
         let mut place = Place::default();
@@ -170,7 +178,9 @@ impl Proxier {
         loop {
             let dirty = std::mem::take(&mut *self.dirty.lock());
             let mut keys = dirty.services;
-            let now_at = self.place();
+            let node = self.nodes.get(&ObjectKey::cluster(self.config.node_name.as_str()));
+            self.health.see_node(node.as_deref());
+            let now_at = self.place(node.as_deref());
             if dirty.node && now_at != place || worker.needs_full && ready.is_some() {
                 place = now_at;
                 keys.extend(self.services.list_all("").iter().map(|service| key_of(service)));
@@ -199,6 +209,10 @@ impl Proxier {
             self.metrics.services.set(i64::try_from(worker.ruleset.services()).unwrap_or(i64::MAX));
             let delay = match outcome {
                 Ok(()) => {
+                    self.health.updated();
+                    if !self.dirty.lock().services.is_empty() {
+                        self.health.changed();
+                    }
                     debug!(services = keys.len(), milliseconds = took.as_millis(), "Services are in step");
                     if let Some(ready) = ready.take() {
                         info!(services = worker.ruleset.services(), "Services are in step");
@@ -220,11 +234,10 @@ impl Proxier {
         }
     }
 
-    fn place(&self) -> Place {
-        let node = self.nodes.get(&ObjectKey::cluster(self.config.node_name.as_str()));
-        let labels = node.as_ref().and_then(|node| node.metadata.labels.as_ref());
+    fn place(&self, node: Option<&Node>) -> Place {
+        let labels = node.and_then(|node| node.metadata.labels.as_ref());
         let zone = labels.and_then(|labels| labels.get(ZONE_LABEL)).cloned().unwrap_or_default();
-        let addresses = node.as_ref().and_then(|node| node.status.as_ref()?.addresses.as_ref());
+        let addresses = node.and_then(|node| node.status.as_ref()?.addresses.as_ref());
         let internal = addresses.into_iter().flatten().filter(|address| address.type_ == "InternalIP");
         let found = internal.into_iter().find_map(|address| address.address.parse().ok());
         Place { node: self.config.node_name.clone(), zone, address: self.config.node_ip.or(found) }

@@ -122,6 +122,31 @@ async fn endpoints_follow_pods() {
     assert_eq!(world.api.take_writes(), "");
 }
 
+/// Those of a StatefulSet find each other before they are ready, and while they end.
+#[tokio::test]
+async fn pods_that_are_not_ready_are_published_where_the_service_says_so() {
+    let mut world = arrange();
+    let mut early = service(IntOrString::Int(8080));
+    early.spec.get_or_insert_default().publish_not_ready_addresses = Some(true);
+    world.api.put(&early);
+    for (name, address) in [("a", "10.42.0.1"), ("b", "10.42.0.2")] {
+        let mut pod = pod(&world, name, address);
+        pod.status.get_or_insert_default().conditions = None;
+        world.api.put(&pod);
+    }
+    world.start();
+    world.settle().await;
+    check(&world, expect!["IPv4 ports [8080]: 10.42.0.1 ready z1 hints []; 10.42.0.2 ready z1 hints []"]);
+    world.api.edit::<Pod>("ns", "a", |pod| {
+        pod.metadata.deletion_timestamp = pod.metadata.creation_timestamp.clone();
+    });
+    world.settle().await;
+    check(&world, expect!["IPv4 ports [8080]: 10.42.0.1 ready+terminating z1 hints []; 10.42.0.2 ready z1 hints []"]);
+    world.api.put(&service(IntOrString::Int(8080)));
+    world.settle().await;
+    check(&world, expect!["IPv4 ports [8080]: 10.42.0.1 terminating z1 hints []; 10.42.0.2  z1 hints []"]);
+}
+
 #[tokio::test]
 async fn named_ports_that_differ_make_two_slices() {
     let mut world = arrange();

@@ -11,22 +11,23 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use rkube_apimachinery::clock::{Clock, SystemClock};
 use serde_json::{Value, json};
 
+use super::DEVICE_PREFIX;
 use super::types::{Code, Environment, Failure, NetConf};
 use crate::ipam::{Attachment, HostPort, Ipam, Reservation};
 use crate::netlink::link::{Link, Mac};
 use crate::netlink::route::Route;
-use crate::netlink::{NetlinkError, Socket};
+use crate::netlink::{LinkNews, NetlinkError, Socket};
 use crate::netns::Netns;
 use crate::{sysctl, table};
 
 /// `RTPROT_BOOT`: what the kernel expects of a pod's own routes.
 const POD_ROUTE_PROTOCOL: u8 = 3;
 
-/// Together two seconds. Upstream's `bridge` plugin gives as much.
-const OPERATIONAL_ATTEMPTS_MAX: u32 = 200;
-const OPERATIONAL_RECHECK_INTERVAL: Duration = Duration::from_millis(10);
+/// Upstream's `bridge` plugin gives as much.
+const OPERATIONAL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A call's configuration.
 #[derive(Debug)]
@@ -48,7 +49,7 @@ fn device_name(attachment: &Attachment) -> String {
     for byte in attachment.container_id.bytes().chain([0]).chain(attachment.ifname.bytes()) {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     }
-    format!("veth{:011x}", hash >> 20)
+    format!("{DEVICE_PREFIX}{:011x}", hash >> 20)
 }
 
 fn host_net(address: Ipv4Addr) -> Ipv4Net {
@@ -154,10 +155,7 @@ impl Context {
         let gateway = self.config.gateway();
         netns.within(|| configure_pod(&attachment.ifname, *address, gateway))??;
         // The port first: with the first one the bridge wakes up.
-        for name in [device, &self.config.bridge] {
-            await_operational(socket, name)?;
-        }
-        Ok(())
+        await_operational(socket, &[device, &self.config.bridge])
     }
 
     /// Whether nothing is missing of an earlier ADD.
@@ -292,16 +290,22 @@ impl Context {
     }
 }
 
-/// Waits until packets to a device that was set up are no longer dropped. The first look makes kernels from 6.3 on
-/// finish that work at once; of others nobody tells but they themselves, when asked again.
-fn await_operational(socket: &mut Socket, name: &str) -> Result<(), Failure> {
-    for _ in 0..OPERATIONAL_ATTEMPTS_MAX {
-        if socket.link(name)?.is_none_or(|link| link.is_operational) {
-            return Ok(());
+/// Waits until packets to devices that were set up are no longer dropped. The first look makes kernels from 6.3 on finish
+/// that work at once; others tell when they have.
+fn await_operational(socket: &mut Socket, names: &[&str]) -> Result<(), Failure> {
+    // Before the first look, so that nothing is missed between it and the wait.
+    let news = LinkNews::open()?;
+    let clock = SystemClock::new();
+    for name in names {
+        while !socket.link(name)?.is_none_or(|link| link.is_operational) {
+            let left = OPERATIONAL_TIMEOUT.saturating_sub(clock.monotonic());
+            if left.is_zero() {
+                return Err(Failure::new(Code::Failed, format!("the device {name} does not come up")));
+            }
+            news.wait(left)?;
         }
-        std::thread::sleep(OPERATIONAL_RECHECK_INTERVAL);
     }
-    Err(Failure::new(Code::Failed, format!("the device {name} does not come up")))
+    Ok(())
 }
 
 fn mac_text(mac: Mac) -> String {

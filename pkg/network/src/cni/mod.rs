@@ -21,6 +21,8 @@ pub use types::{Code, Environment, Failure, NetConf};
 pub const PLUGIN: &str = "rkube-cni";
 /// Some runtimes call this to bring up `lo` of a new pod, and have it from the same directory.
 pub const LOOPBACK_PLUGIN: &str = "loopback";
+/// Begins the names of the host's ends of pods' devices.
+pub(crate) const DEVICE_PREFIX: &str = "veth";
 
 pub(crate) const VERSIONS: &[&str] = &["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 

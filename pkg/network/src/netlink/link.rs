@@ -36,6 +36,7 @@ const IFLA_BRPORT_MODE: u16 = 4;
 
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
+const IFA_LABEL: u16 = 3;
 
 pub(super) const AF_INET: u8 = 2;
 const AF_BRIDGE: u8 = 7;
@@ -74,10 +75,12 @@ pub struct Vxlan {
 }
 
 /// An address of a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
     pub link: u32,
     pub net: Ipv4Net,
+    /// The device's name, unless whoever added the address chose another.
+    pub label: String,
 }
 
 /// `struct ifinfomsg`.
@@ -217,7 +220,15 @@ impl Socket {
 
     /// Adds an address, or does nothing if it is there.
     pub fn add_address(&mut self, index: u32, net: Ipv4Net) -> Result<(), NetlinkError> {
-        let message = address_message(NEW_ADDRESS, CREATE | REPLACE, index, net);
+        self.add_labelled_address(index, net, None)
+    }
+
+    /// The same with a label, which begins with the device's name and tells whose the address is.
+    pub fn add_labelled_address(&mut self, index: u32, net: Ipv4Net, label: Option<&str>) -> Result<(), NetlinkError> {
+        let mut message = address_message(NEW_ADDRESS, CREATE | REPLACE, index, net);
+        if let Some(label) = label {
+            message.text(IFA_LABEL, label);
+        }
         self.call("adding an address", message)
     }
 
@@ -234,7 +245,8 @@ impl Socket {
             let local: [u8; 4] = local.try_into().ok()?;
             let net = Ipv4Net::new(local.into(), *reply.body.get(1)?).ok()?;
             (*reply.body.first()? == AF_INET).then_some(())?;
-            Some(Address { link: u32_at(reply.body, 4)?, net })
+            let label = attributes.find_text(IFA_LABEL).unwrap_or_default().to_owned();
+            Some(Address { link: u32_at(reply.body, 4)?, net, label })
         })
     }
 }

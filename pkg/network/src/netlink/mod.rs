@@ -5,9 +5,11 @@
 
 pub mod wire;
 
+mod news;
 mod socket;
 
 pub mod link;
 pub mod route;
 
+pub use news::LinkNews;
 pub use socket::{NetlinkError, Socket, gone};

@@ -172,24 +172,3 @@ fn sync_routes(socket: &mut Socket, desired: &BTreeSet<Route>) -> Result<(), Net
     }
     Ok(())
 }
-
-/// Takes the node's network away: devices, routes, nftables, records of addresses.
-pub fn uninstall(data_dir: &std::path::Path) -> Result<(), NodeNetworkError> {
-    let mut socket = Socket::route()?;
-    sync_routes(&mut socket, &BTreeSet::new())?;
-    {
-        let mut ipam = Ipam::lock(data_dir)?;
-        for reservation in ipam.reclaim(|_| false)? {
-            if let Some(link) = socket.link(&reservation.device)? {
-                socket.delete_link(link.index)?;
-            }
-        }
-    }
-    for name in [VXLAN, BRIDGE] {
-        if let Some(link) = socket.link(name)? {
-            socket.delete_link(link.index)?;
-        }
-    }
-    table::remove(&mut Socket::netfilter()?)?;
-    Ok(())
-}

@@ -27,7 +27,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-pub use apply::{Network, ensure, uninstall};
+pub use apply::{Network, ensure};
 pub use plan::{Desired, Peer, View, VxlanDevice, desired, view, vtep_mac};
 
 use crate::cni::Failure;
@@ -186,6 +186,10 @@ impl NodeNetwork {
 fn bring_up(config: &NetworkConfig, view: &View) -> Result<Desired, NodeNetworkError> {
     let network = Network { backend: config.backend, cluster: config.cluster_cidr, data_dir: config.data_dir.clone() };
     let (desired, mtu) = ensure(&network, view)?;
+    if config.backend == Backend::None {
+        // The runtime takes the first configuration there is, which is to be the other plugin's.
+        conflist::withdraw(&config.cni_conf_dir)?;
+    }
     if let (Some(pods), Some(mtu)) = (view.pods, mtu) {
         conflist::install_plugin(&config.executable, &config.cni_bin_dir)?;
         let conflist = Conflist { pods, bridge: BRIDGE.to_owned(), mtu, data_dir: config.data_dir.clone() };

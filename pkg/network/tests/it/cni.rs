@@ -10,6 +10,22 @@ use serde_json::json;
 
 use crate::host::{Host, Space, address_of};
 
+impl Host {
+    /// What the kernel does some time after a pod's namespace is gone. No error if it was faster.
+    pub(crate) fn delete_device(&self, name: &str) {
+        self.space.within(|| {
+            let mut socket = Socket::route().unwrap();
+            if let Some(link) = socket.link(name).unwrap() {
+                socket.delete_link(link.index).unwrap();
+            }
+        });
+    }
+
+    pub(crate) fn device_count(&self) -> usize {
+        self.space.within(|| Socket::route().unwrap().links().unwrap().len())
+    }
+}
+
 fn single() -> Host {
     let host = Host::new("10.42.0.0/24", "127.0.0.1");
     host.ensure(Backend::None, &View::default());

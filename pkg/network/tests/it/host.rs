@@ -1,4 +1,5 @@
-//! Hosts and pods made of network namespaces, and connections between them.
+//! Hosts and pods made of network namespaces, and connections between them. The tests of the network and of the proxy
+//! share this file; what only one of them needs is in its own.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -15,10 +16,10 @@ use rkube_network::netns::Netns;
 use rkube_network::node::{self, Backend, Network, View};
 use serde_json::{Value, json};
 
-const TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A network namespace of its own, with `lo` up.
-pub(crate) struct Space(File);
+pub(crate) struct Space(pub(crate) File);
 
 impl Space {
     /// Needs root, as everything does that changes the kernel's network.
@@ -31,12 +32,6 @@ impl Space {
             File::open("/proc/thread-self/ns/net").unwrap()
         });
         Self(made.join().unwrap())
-    }
-
-    /// The same namespace.
-    #[allow(dead_code, reason = "of the shared harness, used by the proxy's tests")]
-    pub(crate) fn clone_of(other: &Self) -> Self {
-        Self(other.0.try_clone().unwrap())
     }
 
     pub(crate) fn path(&self) -> PathBuf {
@@ -58,23 +53,6 @@ impl Space {
     pub(crate) fn connect(&self, to: &str) -> std::io::Result<TcpStream> {
         let to: SocketAddr = to.parse().unwrap();
         self.within(|| TcpStream::connect_timeout(&to, TIMEOUT))
-    }
-
-    /// Connects with one of this space's addresses as the source.
-    #[allow(dead_code, reason = "of the shared harness, used by the network's tests")]
-    pub(crate) fn connect_from(&self, source: &str, to: &str) -> std::io::Result<TcpStream> {
-        use nix::sys::socket::{
-            AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt::SendTimeout,
-        };
-        let address = |text: &str| SockaddrIn::from(text.parse::<std::net::SocketAddrV4>().unwrap());
-        self.within(|| {
-            let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-            let seconds = i64::try_from(TIMEOUT.as_secs()).unwrap();
-            setsockopt(&fd, SendTimeout, &nix::sys::time::TimeVal::new(seconds, 0))?;
-            bind(fd.as_raw_fd(), &address(source))?;
-            connect(fd.as_raw_fd(), &address(to))?;
-            Ok(TcpStream::from(fd))
-        })
     }
 
     /// Connects to `to`, which must lead to `listener`, sends `bytes` there and back, and returns who the
@@ -163,20 +141,6 @@ impl Host {
         let pod = Space::new();
         let result = self.cni("ADD", id, Some(&pod), extra).unwrap();
         (pod, address_of(&result))
-    }
-
-    /// What the kernel does some time after a pod's namespace is gone. No error if it was faster.
-    pub(crate) fn delete_device(&self, name: &str) {
-        self.space.within(|| {
-            let mut socket = Socket::route().unwrap();
-            if let Some(link) = socket.link(name).unwrap() {
-                socket.delete_link(link.index).unwrap();
-            }
-        });
-    }
-
-    pub(crate) fn device_count(&self) -> usize {
-        self.space.within(|| Socket::route().unwrap().links().unwrap().len())
     }
 }
 

@@ -1,13 +1,37 @@
 //! Two nodes with a cable between them.
 
 use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::os::fd::AsRawFd;
 
+use expect_test::expect;
+use rkube_network::address::{assign_local, local_addresses};
+use rkube_network::conflist::{self, Conflist};
 use rkube_network::netlink::Socket;
 use rkube_network::netlink::route::{PROTOCOL, Route};
 use rkube_network::node::{self, Backend, Network, Peer, View};
+use rkube_network::removal::{self, Folders};
 use serde_json::json;
 
-use crate::host::Host;
+use crate::host::{Host, Space, TIMEOUT};
+
+impl Space {
+    /// Connects with one of this space's addresses as the source.
+    pub(crate) fn connect_from(&self, source: &str, to: &str) -> std::io::Result<TcpStream> {
+        use nix::sys::socket::{
+            AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt::SendTimeout,
+        };
+        let address = |text: &str| SockaddrIn::from(text.parse::<std::net::SocketAddrV4>().unwrap());
+        self.within(|| {
+            let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+            let seconds = i64::try_from(TIMEOUT.as_secs()).unwrap();
+            setsockopt(&fd, SendTimeout, &nix::sys::time::TimeVal::new(seconds, 0))?;
+            bind(fd.as_raw_fd(), &address(source))?;
+            connect(fd.as_raw_fd(), &address(to))?;
+            Ok(TcpStream::from(fd))
+        })
+    }
+}
 
 fn peer(host: &Host) -> Peer {
     Peer { name: host.address.to_string(), pods: host.pods, address: host.address }
@@ -147,12 +171,43 @@ fn removal_takes_all_that_is_ours_and_nothing_else() {
     let before = seen(&a);
     a.ensure(Backend::Vxlan, &view(&a, vec![peer(&b)]));
     let port = json!({"hostPort": 8080, "containerPort": 80, "protocol": "tcp"});
-    let (_pod, _) = a.pod("a", json!({"runtimeConfig": {"portMappings": [port]}}));
+    let pod = Space::new();
+    let added = a.cni("ADD", "a", Some(&pod), json!({"runtimeConfig": {"portMappings": [port]}})).unwrap();
+    let device = added["interfaces"][1]["name"].as_str().unwrap().to_owned();
     assert!(ruleset(&a).contains("table ip rkube"));
+    let folders = Folders {
+        data: a.data.path().to_owned(),
+        cni_bin: a.data.path().join("bin"),
+        cni_conf: a.data.path().join("conf"),
+    };
+    conflist::install_plugin("/opt/program".as_ref(), &folders.cni_bin).unwrap();
+    let installed =
+        Conflist { pods: a.pods, bridge: node::BRIDGE.to_owned(), mtu: 1450, data_dir: folders.data.clone() };
+    conflist::install(&installed, &folders.cni_conf).unwrap();
+    std::fs::write(folders.cni_conf.join("10-other.conflist"), "{}").unwrap();
+    let dns = Ipv4Addr::new(10, 43, 0, 10);
+    a.space.within(|| assign_local(dns).unwrap());
+    let found = a.space.within(|| removal::find(&folders).unwrap());
+    let shown = found.iter().map(|trace| format!("{trace}\n")).collect::<String>();
+    expect![[r#"
+        file DATA/conf/05-rkube.conflist
+        file DATA/bin/rkube-cni
+        file DATA/bin/loopback
+        route to 10.42.1.0/24
+        network device PODS
+        network device rkube-vxlan
+        network device rkube0
+        address 10.43.0.10 of lo
+        nftables table ip rkube
+        records of 1 pod addresses in DATA
+    "#]]
+    .assert_eq(&shown.replace(&a.data.path().display().to_string(), "DATA").replace(&device, "PODS"));
     // Twice: what is gone is no error.
     for _ in 0..2 {
-        a.space.within(|| node::uninstall(a.data.path()).unwrap());
+        a.space.within(|| found.iter().for_each(|trace| removal::remove(trace).unwrap()));
         assert_eq!(seen(&a), before);
     }
+    assert!(a.space.within(|| removal::find(&folders).unwrap().is_empty() && local_addresses().unwrap().is_empty()));
+    assert!(folders.cni_conf.join("10-other.conflist").exists());
     assert!(rkube_network::ipam::Ipam::lock(a.data.path()).unwrap().reservations().is_empty());
 }

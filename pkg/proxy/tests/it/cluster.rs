@@ -1,18 +1,18 @@
 //! Three nodes, each with all that `rkube` runs for the network, and a machine outside, on one wire. An API server
 //! in memory says what there is; what counts is what packets do.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use rkube_api::Kind;
-use rkube_api::k8s::core::v1::{Namespace, Node, Service};
+use rkube_api::k8s::core::v1::{Event, Namespace, Node, Service};
 use rkube_api::k8s::discovery::v1::EndpointSlice;
-use rkube_apimachinery::clock::{Clock, SharedClock, SystemClock};
+use rkube_apimachinery::clock::{SharedClock, SystemClock};
 use rkube_apimachinery::random::SeededRandom;
 use rkube_client::fake::FakeApi;
 use rkube_client::{Client, InformerFactory};
@@ -23,17 +23,25 @@ use rkube_network::netlink::Socket;
 use rkube_network::netlink::route::{PROTOCOL, Route};
 use rkube_network::node::{Backend, NetworkConfig, NodeNetwork};
 use rkube_proxy::proxier::{Proxier, ProxierConfig};
+use rkube_proxy::status::StatusConfig;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::host::{Host, Space};
-use crate::world::nft_command;
+use crate::world::{TIMEOUT, nft_command, until};
 
-const TIMEOUT: Duration = Duration::from_secs(20);
 const DNS: Ipv4Addr = Ipv4Addr::new(10, 43, 0, 10);
 const WEB: &str = "10.43.0.20:80";
 const NODE_PORT: u16 = 30_080;
+const HEALTHZ_PORT: u16 = 10_256;
 const MARKER: &str = "10.43.0.99:1";
+
+impl Space {
+    /// The same namespace.
+    pub(crate) fn clone_of(other: &Self) -> Self {
+        Self(other.0.try_clone().unwrap())
+    }
+}
 
 /// What one agent runs.
 struct Agent {
@@ -63,6 +71,7 @@ impl Agent {
             node_ip: Some(host.address),
             cluster_cidr,
             own_addresses: [DNS].into(),
+            status: StatusConfig { healthz: Some(SocketAddr::from(([0, 0, 0, 0], HEALTHZ_PORT))), metrics: None },
         };
         let dns = DnsConfig {
             listen: vec![SocketAddr::from((DNS, 53))],
@@ -176,15 +185,6 @@ impl Pod {
     }
 }
 
-/// Asks the kernel, which has no other way to tell, until it says yes.
-fn until(what: &str, holds: impl Fn() -> bool) {
-    let clock = SystemClock::new();
-    while !holds() {
-        assert!(clock.monotonic() < TIMEOUT, "waited in vain until {what}");
-        std::thread::yield_now();
-    }
-}
-
 /// Who answers, and whom it sees.
 fn ask(from: &Space, to: &str) -> Result<(String, String), String> {
     let attempt = || -> std::io::Result<String> {
@@ -197,6 +197,16 @@ fn ask(from: &Space, to: &str) -> Result<(String, String), String> {
     };
     let answer = attempt().map_err(|error| format!("{to}: {error}"))?;
     answer.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned())).ok_or_else(|| format!("{to} said {answer:?}"))
+}
+
+/// What a page says, with its head.
+fn fetch(from: &Space, server: &str, path: &str) -> String {
+    let mut stream = from.connect(server).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
 }
 
 /// The address that the cluster's DNS has for a name.
@@ -375,6 +385,20 @@ fn everyone_reaches_everyone(backend: Backend) {
         assert_eq!(lookup(&pod.space, &format!("{dashed}.web.default.svc.cluster.local")), pods[3].address);
     }
 
+    // A balancer outside learns which nodes to use: not one that is about to go.
+    let health = |host: &Host| fetch(&cluster.outside, &format!("{}:{HEALTHZ_PORT}", host.address), "/healthz");
+    assert!(health(&cluster.hosts[1]).starts_with("HTTP/1.1 200 OK\r\n"));
+    let taint = json!([{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]);
+    let address = json!({"type": "InternalIP", "address": cluster.hosts[1].address.to_string()});
+    let marked = json!({
+        "metadata": {"name": "node1"}, "spec": {"podCIDR": "10.42.1.0/24", "taints": taint},
+        "status": {"addresses": [address]},
+    });
+    cluster.api.put(&Node::from_value(marked).unwrap());
+    until("the node says that it goes", || health(&cluster.hosts[1]).contains("\"nodeEligible\":false"));
+    assert!(health(&cluster.hosts[1]).starts_with("HTTP/1.1 503 Service Unavailable\r\n"));
+    assert!(health(&cluster.hosts[0]).starts_with("HTTP/1.1 200 OK\r\n"));
+
     // A node leaves for good: nothing leads to its pods, the others go on.
     let routes = || {
         let routes = cluster.hosts[0].space.within(|| Socket::route().unwrap().routes().unwrap());
@@ -400,6 +424,35 @@ fn everyone_reaches_everyone_over_vxlan() {
 #[test]
 fn everyone_reaches_everyone_by_routes() {
     everyone_reaches_everyone(Backend::HostGw);
+}
+
+#[test]
+fn users_are_told_what_is_not_done_and_why() {
+    let cluster = Cluster::new(Backend::Vxlan);
+    let told = |reason: &str| {
+        let events = cluster.api.list::<Event>("");
+        let found = events.iter().filter(|event| event.reason.as_deref() == Some(reason));
+        found.filter_map(|event| event.message.clone()).collect::<BTreeSet<_>>()
+    };
+    cluster.service("greedy", "10.43.0.30:53", json!({"externalIPs": [DNS]}), None);
+    until("the Service's owner is told", || !told("ExternalIPNotServed").is_empty());
+    let expected = format!("External IP {DNS} is an address of the cluster itself and is not served");
+    assert_eq!(told("ExternalIPNotServed"), BTreeSet::from([expected]));
+    assert_eq!(lookup(&cluster.hosts[0].space, "web.default.svc.cluster.local"), "10.43.0.20");
+
+    // A network of the host's that pods have already; the next change of a node makes it look.
+    let host = &cluster.hosts[0];
+    host.space.within(|| {
+        let mut socket = Socket::route().unwrap();
+        let link = socket.link("eth0").unwrap().unwrap().index;
+        socket.add_address(link, "10.42.200.1/24".parse().unwrap()).unwrap();
+    });
+    cluster.api.remove::<Node>("", "node2");
+    until("the administrator is told", || !told("NetworkSetupFailed").is_empty());
+    let expected = "device eth0 has the address 10.42.200.1/24, which is inside the pods' network 10.42.0.0/16: \
+                    give the cluster another one with --cluster-cidr, or the device another address";
+    assert_eq!(told("NetworkSetupFailed"), BTreeSet::from([expected.to_owned()]));
+    cluster.stop();
 }
 
 /// Asks without a pause until told to stop, and returns what went wrong. Often enough to have met something.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use rkube_apimachinery::clock::SystemClock;
 use rkube_apimachinery::key::ObjectKey;
 use rkube_proxy::health::HealthServer;
+use rkube_proxy::status::ProxyHealth;
 
 use crate::host::{Host, Space};
 
@@ -34,7 +35,8 @@ fn balancers_are_told_how_many_endpoints_this_node_has() {
     node.space.within(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let mut server = HealthServer::new(SystemClock::shared());
+            let proxy = ProxyHealth::new(SystemClock::shared());
+            let mut server = HealthServer::new(SystemClock::shared(), proxy);
             server.set(&service, Some(PORT), 2);
             tokio::task::yield_now().await;
             let answer = asked(&outside.space).await.unwrap();

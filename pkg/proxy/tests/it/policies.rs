@@ -17,7 +17,7 @@ use rkube_proxy::service::{Frontend, ServicePort};
 use serde_json::{Value, json};
 
 use crate::host::Space;
-use crate::world::{OWN_ADDRESS, SERVICE, World, nft_command, port};
+use crate::world::{OWN_ADDRESS, SERVICE, World, nft_command, port, until};
 
 /// The node is `n1` in zone `z1`; so are the pods `a` and `b`. `far` is on `n2` in `z2`.
 fn world() -> World {
@@ -119,12 +119,13 @@ fn a_client_that_paused_long_enough_is_new() {
         let listing = world.node.space.within(|| nft_command("list map ip rkube affinity"));
         listing.matches("expires").count()
     };
-    assert_eq!(world.answers(&world.client, SERVICE).len(), 1);
-    assert_eq!(world.answers(&world.other.space, "192.0.2.1:30080").len(), 1);
-    assert_eq!(remembered(&world), 2);
-    // Time itself is what is waited for.
-    std::thread::sleep(timeout + Duration::from_millis(200));
-    assert_eq!(remembered(&world), 0);
+    // Each connection begins the time anew; on a busy machine one client may be forgotten before the other is seen.
+    until("both clients are remembered", || {
+        world.answer(&world.client, SERVICE).unwrap();
+        world.answer(&world.other.space, "192.0.2.1:30080").unwrap();
+        remembered(&world) == 2
+    });
+    until("both are forgotten", || remembered(&world) == 0);
     assert_eq!(world.answers(&world.client, SERVICE).len(), 1);
 }
 

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, TcpListener};
+use std::time::Duration;
 
+use rkube_apimachinery::clock::{Clock, SystemClock};
 use rkube_apimachinery::key::ObjectKey;
 use rkube_network::netlink::Socket;
 use rkube_network::netlink::route::Route;
@@ -26,6 +28,8 @@ pub(crate) struct World {
     pub(crate) place: Place,
 }
 
+/// What is waited for comes much sooner, also on a busy machine.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 /// An administrator's own table.
 const ADMIN: &str = "add table ip admin; add chain ip admin c { type filter hook forward priority 5; }; \
                      add rule ip admin c counter accept";
@@ -129,6 +133,15 @@ impl World {
     /// with a chance of (2/3)^60 * 3 = 1e-10.
     pub(crate) fn answers(&self, from: &Space, to: &str) -> BTreeSet<&'static str> {
         (0..60).map(|_| self.answer(from, to).unwrap().0).collect()
+    }
+}
+
+/// Asks the kernel, which has no other way to tell, until it says yes.
+pub(crate) fn until(what: &str, holds: impl Fn() -> bool) {
+    let clock = SystemClock::new();
+    while !holds() {
+        assert!(clock.monotonic() < TIMEOUT, "waited in vain until {what}");
+        std::thread::yield_now();
     }
 }
 
