@@ -1,4 +1,4 @@
-//! The commands of an administrator: `token`, `certificate`, `kubeconfig`, `check-config`, `version`.
+//! The commands of an administrator: `token`, `certificate`, `kubeconfig`, `check-config`, `uninstall`, `version`.
 //!
 //! Each is carried out by `rkube-daemons`; here are its flags and what it prints.
 
@@ -16,7 +16,7 @@ use rkube_daemons::admin::Duration;
 use rkube_daemons::admin::check::{self, Finding, Verdict, Wanted};
 use rkube_daemons::admin::kubeconfig::NewKubeconfig;
 use rkube_daemons::admin::tokens::{Listed, NewToken, Tokens, USAGES};
-use rkube_daemons::admin::{AdminError, certificates, kubeconfig};
+use rkube_daemons::admin::{AdminError, certificates, kubeconfig, uninstall};
 use rkube_daemons::version;
 use serde_json::json;
 
@@ -58,7 +58,7 @@ impl Said {
 
 /// The commands, for `arguments::command`.
 pub(crate) fn commands() -> Vec<Command> {
-    vec![token(), certificate(), kubeconfig_command(), check_config(), version_command()]
+    vec![token(), certificate(), kubeconfig_command(), check_config(), uninstall_command(), version_command()]
 }
 
 fn group(name: &'static str, about: &'static str) -> Command {
@@ -232,6 +232,25 @@ fn check_config() -> Command {
     crate::settings::SETTINGS.iter().fold(command, |command, setting| command.arg(setting_argument(setting.name)))
 }
 
+fn uninstall_command() -> Command {
+    let network = Command::new("network")
+        .about("Take away what the node's network put on this machine")
+        .long_about(
+            "Take away what the node's network put on this machine: its CNI configuration and plugin, routes, pods' devices, bridge and \
+             tunnel, the address of cluster DNS, the nftables table, the records of pods' addresses. Nothing else is touched, and IP \
+             forwarding stays on. Pods that still run are cut off, so stop them before, and rkube, too.",
+        )
+        .after_help("Examples:\n  rkube uninstall network --dry-run\n  rkube uninstall network --data-dir /srv/rkube")
+        .arg(
+            Arg::new("dry-run")
+                .long("dry-run")
+                .action(ArgAction::SetTrue)
+                .help("Only show what would be removed, in that order"),
+        );
+    group("uninstall", "Take rkube off this machine")
+        .subcommand(file_flags(network, &["data-dir", "cni-bin-dir", "cni-conf-dir", "config"]))
+}
+
 fn version_command() -> Command {
     Command::new("version")
         .about("Show the version")
@@ -250,6 +269,7 @@ pub(crate) fn run(name: &str, matches: &ArgMatches) -> Option<Result<Said, Comma
         "certificate" => run_certificate(inner()),
         "kubeconfig" => run_kubeconfig(inner().1),
         "check-config" => run_check(matches),
+        "uninstall" => run_uninstall(inner().1),
         "version" => Ok(Said::well(version_text(is_json(matches)))),
         _ => return None,
     })
@@ -434,6 +454,24 @@ fn run_check(matches: &ArgMatches) -> Result<Said, CommandError> {
     let findings = on_runtime(async { Ok(check::run(&wanted, Path::new("/"), SystemClock::new().now()).await) })?;
     let is_well = findings.iter().all(|finding| finding.verdict != Verdict::Failed);
     let text = if is_json(matches) { pretty(&json!(findings)) } else { findings.iter().map(finding_line).collect() };
+    Ok(Said { text, is_well })
+}
+
+fn run_uninstall(matches: &ArgMatches) -> Result<Said, CommandError> {
+    let values = settings(matches)?;
+    let path = |name| PathBuf::from(values.one(name).unwrap_or_default());
+    let folders = uninstall::folders(&path("data-dir"), &path("cni-bin-dir"), &path("cni-conf-dir"));
+    if matches.get_flag("dry-run") {
+        return Ok(Said::well(uninstall::plan(&folders)?.iter().map(|what| format!("{what}\n")).collect::<String>()));
+    }
+    let (mut text, mut is_well) = (String::new(), true);
+    for removed in uninstall::network(&folders)? {
+        is_well &= removed.problem.is_none();
+        let _ = match removed.problem {
+            None => writeln!(text, "{} removed", removed.what),
+            Some(problem) => writeln!(text, "{} NOT removed: {problem}", removed.what),
+        };
+    }
     Ok(Said { text, is_well })
 }
 

@@ -118,6 +118,7 @@ fn help_teaches_and_completion_is_printed() {
         &["certificate", "rotate", "--help"],
         &["kubeconfig", "create", "--help"],
         &["check-config", "--help"],
+        &["uninstall", "network", "--help"],
         &["completion", "--help"],
     ] {
         let help = machine.run(command);

@@ -1,11 +1,12 @@
-//! What an administrator does with `rkube` beside running it: tokens, certificates, kubeconfigs, and checking a
-//! machine.
+//! What an administrator does with `rkube` beside running it: tokens, certificates, kubeconfigs, checking a machine,
+//! and leaving it.
 
 pub mod certificates;
 pub mod check;
 mod connect;
 pub mod kubeconfig;
 pub mod tokens;
+pub mod uninstall;
 
 use std::path::PathBuf;
 
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 pub use jiff::SignedDuration as Duration;
 use rkube_client::ClientError;
 use rkube_http::tls::TlsError;
+use rkube_network::node::NodeNetworkError;
 use rkube_pki::PkiError;
 
 /// Why a command failed; each says what to do where that is not plain.
@@ -39,6 +41,8 @@ pub enum AdminError {
     },
     #[error("{0}")]
     Invalid(String),
+    #[error("looking at the node's network")]
+    Network(#[source] Box<NodeNetworkError>),
     #[error("there is no bootstrap token {id}")]
     NoToken { id: String },
     #[error("reading {path}")]
