@@ -6,8 +6,8 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::workloads::{
-    create, deploy, fake_nodes, get, idle, idle_watches, informers, job, list, namespace, restart, schedule, stored,
-    watch,
+    create, deploy, endpoints, fake_nodes, get, idle, idle_watches, informers, job, list, namespace, restart, schedule,
+    stored, watch,
 };
 
 /// Measures any Kubernetes API server, and plays nodes for it.
@@ -54,6 +54,8 @@ pub(crate) enum Workload {
     FakeNodes(fake_nodes::Options),
     /// Scale a Deployment up and down on fake nodes
     Deploy(deploy::Options),
+    /// Make pods ready, one after the other: until their Services lead to them. Run it on a node
+    Endpoints(endpoints::Options),
     /// Run a Job on fake nodes
     Job(job::Options),
     /// Delete a namespace full of objects
@@ -79,6 +81,7 @@ impl Arguments {
             Workload::IdleWatches(options) => options.check(&self.output.pids),
             Workload::FakeNodes(options) => options.check(),
             Workload::Deploy(options) => options.check(),
+            Workload::Endpoints(options) => options.check(),
             Workload::Job(options) => options.check(),
             Workload::Namespace(options) => options.check(),
             Workload::Schedule(options) => options.check(),

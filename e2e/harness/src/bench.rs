@@ -24,6 +24,7 @@ const WORKLOADS: &[(&str, &str)] = &[
     ("informers --clients 4 --objects 5 --size 20000", "synced"),
     ("deploy --nodes 5 --replicas 20", "0 to all running"),
     ("job --nodes 5 --completions 20", "complete"),
+    ("endpoints --count 20", "ready to connected p50"),
     ("namespace --objects 60", "namespace gone"),
     ("schedule --shape basic --nodes 10 --pods 20", "throughput"),
     ("schedule --shape anti-affinity --nodes 10 --pods 5", "throughput"),

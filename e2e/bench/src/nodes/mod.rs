@@ -29,6 +29,7 @@ use tracing::debug_span;
 use crate::cluster::Cluster;
 use crate::progress::Ticker;
 use rules::{Rule, Rules};
+pub(crate) use status::STRATEGIC;
 
 /// Requests in flight while nodes are made and removed.
 const PREPARE_CONCURRENCY: usize = 64;

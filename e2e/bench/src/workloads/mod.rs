@@ -2,6 +2,7 @@
 
 pub(crate) mod create;
 pub(crate) mod deploy;
+pub(crate) mod endpoints;
 pub(crate) mod fake_nodes;
 pub(crate) mod get;
 pub(crate) mod idle;
@@ -52,6 +53,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<Option<Report>> {
             idle_watches::run(&options, &Bench::connect(&options.target(), &output).await?, before).await
         }
         Workload::Deploy(options) => deploy::run(&options, &Bench::connect(&options.target, &output).await?).await,
+        Workload::Endpoints(options) => {
+            endpoints::run(&options, &Bench::connect(&options.target, &output).await?).await
+        }
         Workload::Job(options) => job::run(&options, &Bench::connect(&options.target, &output).await?).await,
         Workload::Namespace(options) => {
             namespace::run(&options, &Bench::connect(&options.target, &output).await?).await
