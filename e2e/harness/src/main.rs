@@ -11,6 +11,7 @@ mod fabric;
 mod files;
 mod launch;
 mod manifest;
+mod network;
 mod node;
 mod process;
 mod runner;

@@ -16,6 +16,7 @@ use crate::bench;
 use crate::cluster::{self, Cluster};
 use crate::fabric;
 use crate::manifest::{PodManifest, service};
+use crate::network;
 use crate::runner::Shape;
 use crate::spec::Datastore;
 use crate::world::{LIMIT, World, count};
@@ -70,6 +71,13 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         shape: embedded(2),
         server_arguments: &[],
         run: |cluster| Box::pin(upgrade(cluster)),
+    },
+    Scenario {
+        name: "network",
+        about: "packets on three nodes: pods, Services, policies, names, killed agents, another CNI plugin",
+        shape: embedded(3),
+        server_arguments: &[],
+        run: |cluster| Box::pin(network::packets(cluster)),
     },
     Scenario {
         name: "bench",
