@@ -7,6 +7,7 @@ pub mod convert;
 pub mod draft;
 mod generated;
 pub mod host_ports;
+pub mod image_name;
 pub mod kind;
 mod kinds;
 pub mod node_affinity;

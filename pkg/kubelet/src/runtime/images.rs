@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use parking_lot::Mutex;
+use rkube_api::image_name::{ImageName, default_pull_policy};
 use rkube_api::k8s::core::v1::{Container, Pod, Secret};
 use rkube_apimachinery::chain::chain;
 use rkube_apimachinery::clock::SharedClock;
@@ -93,7 +94,7 @@ impl ImageManager {
             annotations: sandbox.annotations.clone(),
             ..ImageSpec::default()
         };
-        let policy = container.image_pull_policy.as_deref().unwrap_or_else(|| default_policy(requested));
+        let policy = container.image_pull_policy.as_deref().unwrap_or_else(|| default_pull_policy(requested));
         let present = self.inspect(&spec).await.map_err(|error| {
             let message = format!("Failed to inspect image {name:?}: {error}");
             self.events.container(pod, container, Type::Warning, "InspectFailed", &message);
@@ -247,52 +248,10 @@ fn failure_of(image: &str, error: &RuntimeError) -> ImageFailure {
     ImageFailure { reason: "ErrImagePull", message: error.to_string() }
 }
 
-/// `Always` for `latest` and what has no tag.
-fn default_policy(image: &str) -> &'static str {
-    match with_default_tag(image) {
-        Some(name) if name.ends_with(":latest") => "Always",
-        _ => "IfNotPresent",
-    }
-}
-
 /// Adds `:latest` to a name without tag and digest. `None` for what is no image name.
 pub fn with_default_tag(image: &str) -> Option<String> {
-    let (name, digest) = match image.split_once('@') {
-        Some((name, digest)) => (name, Some(digest)),
-        None => (image, None),
-    };
-    let last = name.rsplit('/').next().unwrap_or_default();
-    let (path, tag) = match last.split_once(':') {
-        Some((base, tag)) => (&name[..name.len() - last.len() + base.len()], Some(tag)),
-        None => (name, None),
-    };
-    let is_part = |part: &str| {
-        !part.is_empty()
-            && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-'))
-            && part.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && part.ends_with(|c: char| c.is_ascii_alphanumeric())
-    };
-    let mut parts = path.split('/').peekable();
-    let first = parts.next()?;
-    let is_domain = parts.peek().is_some()
-        && (first.contains(['.', ':']) || first == "localhost" || first.bytes().any(|b| b.is_ascii_uppercase()));
-    let domain_ok = first.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':' | b'[' | b']'));
-    let first_ok = if is_domain { !first.is_empty() && domain_ok } else { is_part(first) };
-    let tag_ok = tag.is_none_or(|tag| {
-        !tag.is_empty()
-            && tag.len() <= 128
-            && tag.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
-            && !tag.starts_with(['.', '-'])
-    });
-    let digest_ok = digest.is_none_or(|digest| {
-        digest.split_once(':').is_some_and(|(algorithm, hex)| {
-            !algorithm.is_empty() && hex.len() >= 32 && hex.bytes().all(|b| b.is_ascii_hexdigit())
-        })
-    });
-    if !first_ok || !parts.all(is_part) || !tag_ok || !digest_ok {
-        return None;
-    }
-    Some(if tag.is_none() && digest.is_none() { format!("{image}:latest") } else { image.to_owned() })
+    let name = ImageName::parse(image)?;
+    Some(if name.moves() && name.tag.is_none() { format!("{image}:latest") } else { image.to_owned() })
 }
 
 /// The credentials in pull secrets that fit an image, most specific first.

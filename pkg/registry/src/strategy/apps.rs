@@ -9,24 +9,32 @@ use rkube_validation::core::pod_prepare::drop_disabled_template_fields;
 use rkube_validation::workload_warnings;
 
 use super::Registration;
-use super::rules::{Rules, first_generation, next_generation, status_only, with_status};
+use super::rules::{Rules, first_generation, next_generation, optional_template, status_only, with_status};
 
 /// Drops what is behind gates, resets the status, counts generations and warns about the template.
 macro_rules! workload {
     ($kind:ty, $validate:expr, $validate_update:expr, $annotations_count:expr, $hostname:expr) => {
+        workload!($kind, $validate, $validate_update, $annotations_count, $hostname, |_, _| {})
+    };
+    // `$number` counts what this kind counts besides, after the rest is prepared.
+    ($kind:ty, $validate:expr, $validate_update:expr, $annotations_count:expr, $hostname:expr, $number:expr) => {
         with_status!($kind, $validate, $validate_update)
             .on_create(|_, new: &mut $kind| {
+                let number: fn(&mut $kind, Option<&$kind>) = $number;
                 new.status = Some(Default::default());
                 first_generation(&mut new.metadata);
                 if let Some(spec) = &mut new.spec {
                     drop_disabled_template_fields(&mut spec.template, None);
                 }
+                number(new, None);
             })
             .on_update(|_, new: &mut $kind, old: &$kind| {
+                let number: fn(&mut $kind, Option<&$kind>) = $number;
                 new.status.clone_from(&old.status);
                 if let Some(spec) = &mut new.spec {
                     drop_disabled_template_fields(&mut spec.template, old.spec.as_ref().map(|spec| &spec.template));
                 }
+                number(new, Some(old));
                 let annotated = $annotations_count && new.metadata.annotations != old.metadata.annotations;
                 if new.spec != old.spec || annotated {
                     next_generation(&mut new.metadata, &old.metadata);
@@ -61,7 +69,7 @@ pub(super) fn strategies() -> Vec<Registration> {
         Registration::new(
             "apps",
             "replicasets",
-            with_status!(ReplicaSet, deployment::validate_replica_set, deployment::validate_replica_set_update)
+            optional_template!(ReplicaSet, deployment::validate_replica_set, deployment::validate_replica_set_update)
                 .defaults(deployment::set_replica_set_defaults)
                 .warnings(|new, old| {
                     let template = new.spec.as_ref().and_then(|spec| spec.template.as_ref());
@@ -77,10 +85,24 @@ pub(super) fn strategies() -> Vec<Registration> {
         Registration::new(
             "apps",
             "daemonsets",
-            workload!(DaemonSet, daemon_set::validate, daemon_set::validate_update, false, false)
-                .defaults(daemon_set::set_defaults),
+            workload!(
+                DaemonSet,
+                daemon_set::validate,
+                daemon_set::validate_update,
+                false,
+                false,
+                daemon_set::number_template
+            )
+            .defaults(daemon_set::set_defaults),
         )
-        .status(status_only!(DaemonSet, daemon_set::set_defaults, daemon_set::validate_status_update)),
+        .status(
+            status_only!(DaemonSet, daemon_set::set_defaults, daemon_set::validate_status_update).on_update(
+                |_, new, old| {
+                    new.spec.clone_from(&old.spec);
+                    daemon_set::number_template(new, Some(old));
+                },
+            ),
+        ),
         Registration::new(
             "apps",
             "statefulsets",

@@ -47,6 +47,10 @@ pub(super) fn strategies() -> Vec<Registration> {
                 })
                 .on_update(|_, new, old| {
                     new.status.clone_from(&old.status);
+                    if let Some(spec) = &mut new.spec.job_template.spec {
+                        let old = old.spec.job_template.spec.as_ref().map(|spec| &spec.template);
+                        drop_disabled_template_fields(&mut spec.template, old);
+                    }
                     if new.spec != old.spec {
                         next_generation(&mut new.metadata, &old.metadata);
                     }

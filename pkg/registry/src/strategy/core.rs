@@ -16,7 +16,7 @@ use rkube_apimachinery::names::ip;
 use rkube_validation::core as validation;
 use rkube_validation::workload_warnings;
 
-use super::rules::{RESET_STATUS, Rules, first_generation, next_generation, status_only, with_status};
+use super::rules::{RESET_STATUS, Rules, first_generation, next_generation, optional_template, status_only};
 use super::{GarbageCollectionPolicy, Registration};
 
 const KUBERNETES_FINALIZER: &str = "kubernetes";
@@ -167,6 +167,11 @@ fn cluster() -> Vec<Registration> {
             "limitranges",
             Rules::<LimitRange>::new(quota::validate_limit_range, quota::validate_limit_range_update)
                 .defaults(quota::set_limit_range_defaults)
+                .on_create(|_, new| {
+                    if new.metadata.name.as_deref().is_none_or(str::is_empty) {
+                        new.metadata.name.clone_from(&new.metadata.uid);
+                    }
+                })
                 .create_on_update(),
         ),
     ]
@@ -298,7 +303,7 @@ fn workloads() -> Vec<Registration> {
         Registration::new(
             "",
             "replicationcontrollers",
-            with_status!(
+            optional_template!(
                 ReplicationController,
                 replication_controller::validate,
                 replication_controller::validate_update

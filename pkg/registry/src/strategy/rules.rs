@@ -203,6 +203,30 @@ macro_rules! with_status {
     };
 }
 
+/// Rules of a kind with status whose pod template may be missing; what is behind gates that are off is dropped from it.
+macro_rules! optional_template {
+    ($kind:ty, $validate:expr, $validate_update:expr) => {
+        $crate::strategy::rules::with_status!($kind, $validate, $validate_update)
+            .on_create(|_, new: &mut $kind| {
+                new.status = Some(Default::default());
+                $crate::strategy::rules::first_generation(&mut new.metadata);
+                if let Some(template) = new.spec.as_mut().and_then(|spec| spec.template.as_mut()) {
+                    drop_disabled_template_fields(template, None);
+                }
+            })
+            .on_update(|_, new: &mut $kind, old: &$kind| {
+                new.status.clone_from(&old.status);
+                if let Some(template) = new.spec.as_mut().and_then(|spec| spec.template.as_mut()) {
+                    let old = old.spec.as_ref().and_then(|spec| spec.template.as_ref());
+                    drop_disabled_template_fields(template, old);
+                }
+                if new.spec != old.spec {
+                    $crate::strategy::rules::next_generation(&mut new.metadata, &old.metadata);
+                }
+            })
+    };
+}
+
 /// Rules of a kind without a status, whose generation counts changes of the spec.
 macro_rules! spec_generation {
     ($kind:ty, $validate:expr, $validate_update:expr) => {
@@ -224,4 +248,4 @@ macro_rules! status_only {
     };
 }
 
-pub(crate) use {spec_generation, status_only, with_status};
+pub(crate) use {optional_template, spec_generation, status_only, with_status};

@@ -19,6 +19,8 @@ use crate::core::pod::validate_template;
 use crate::core::pod_defaults::set_template_defaults;
 use crate::core::pod_options::PodOptions;
 
+const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+
 pub fn set_defaults(daemon_set: &mut DaemonSet) {
     let spec = daemon_set.spec.get_or_insert_default();
     let strategy = spec.update_strategy.get_or_insert_default();
@@ -31,6 +33,23 @@ pub fn set_defaults(daemon_set: &mut DaemonSet) {
     default_to(&mut spec.revision_history_limit, 10);
     set_template_defaults(&mut spec.template);
     daemon_set.status.get_or_insert_default();
+}
+
+/// The number of the template, in an annotation as v1 has no field for it. A client chooses the first; each change of
+/// the template adds one. The controller gives it to pods as a label.
+pub fn number_template(new: &mut DaemonSet, old: Option<&DaemonSet>) {
+    let given = |set: &DaemonSet| -> Option<i64> {
+        set.metadata.annotations.as_ref()?.get(TEMPLATE_GENERATION)?.parse().ok().filter(|number| *number >= 1)
+    };
+    let number = match old {
+        None => given(new).unwrap_or(1),
+        Some(old) => {
+            let template = |set: &DaemonSet| set.spec.as_ref().map(|spec| spec.template.clone());
+            given(old).unwrap_or(1).saturating_add(i64::from(template(new) != template(old)))
+        }
+    };
+    let annotations = new.metadata.annotations.get_or_insert_default();
+    annotations.insert(TEMPLATE_GENERATION.to_owned(), number.to_string());
 }
 
 pub fn validate(daemon_set: &DaemonSet) -> ErrorList {

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use rkube_api::image_name::default_pull_policy;
 use rkube_api::k8s::core::v1::{
     Container, EmptyDirVolumeSource, EphemeralContainer, HTTPGetAction, Lifecycle, Pod, PodSpec, PodTemplate,
     PodTemplateSpec, Probe, ResourceRequirements, Volume,
@@ -17,6 +18,10 @@ use crate::common::report::{OptMap, OptText};
 
 pub fn set_defaults(pod: &mut Pod) {
     let spec = pod.spec.get_or_insert_default();
+    // A pod always gets the moment that a process needs to end.
+    if spec.termination_grace_period_seconds.is_some_and(|seconds| seconds < 0) {
+        spec.termination_grace_period_seconds = Some(1);
+    }
     // Requests default to limits before anything else looks at them.
     for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
         let resources = container.resources.get_or_insert_default();
@@ -114,7 +119,7 @@ fn set_spec_defaults(spec: &mut PodSpec) {
 macro_rules! container_defaults {
     ($container:expr) => {{
         let container = $container;
-        let policy = pull_policy(container.image.text());
+        let policy = default_pull_policy(container.image.text());
         text_default(&mut container.image_pull_policy, policy);
         text_default(&mut container.termination_message_path, "/dev/termination-log");
         text_default(&mut container.termination_message_policy, "File");
@@ -151,20 +156,6 @@ fn set_container_defaults(container: &mut Container) {
 
 fn set_ephemeral_defaults(container: &mut EphemeralContainer) {
     container_defaults!(container);
-}
-
-/// A moving tag is pulled every time, a fixed one when it is missing.
-pub(crate) fn pull_policy(image: &str) -> &'static str {
-    let name = image.rsplit('/').next().unwrap_or_default();
-    let digest = name.contains('@');
-    let tag = name.split('@').next().and_then(|name| name.split_once(':')).map(|(_, tag)| tag);
-    match tag {
-        // A name that cannot be parsed has no tag either.
-        _ if image.is_empty() => "IfNotPresent",
-        Some("latest") => "Always",
-        None if !digest => "Always",
-        _ => "IfNotPresent",
-    }
 }
 
 fn set_probe_defaults(probe: &mut Probe) {
@@ -205,7 +196,7 @@ fn set_volume_defaults(volume: &mut Volume) {
         volume.empty_dir = Some(EmptyDirVolumeSource::default());
     }
     if let Some(image) = &mut volume.image {
-        let policy = pull_policy(image.reference.text());
+        let policy = default_pull_policy(image.reference.text());
         text_default(&mut image.pull_policy, policy);
     }
     if let Some(host_path) = &mut volume.host_path {

@@ -40,7 +40,14 @@ const NETWORK_IPS_MAX: usize = 16;
 const INTERFACE_NAME_MAX: usize = 256;
 const HARDWARE_ADDRESS_MAX: usize = 128;
 
-fn set_request_defaults(mode: &mut Option<String>, count: &mut Option<i64>) {
+fn set_request_defaults(
+    mode: &mut Option<String>,
+    count: &mut Option<i64>,
+    tolerations: &mut Option<Vec<DeviceToleration>>,
+) {
+    for toleration in tolerations.iter_mut().flatten() {
+        text_default(&mut toleration.operator, "Equal");
+    }
     text_default(mode, "ExactCount");
     if mode.text() == "ExactCount" && count.unwrap_or(0) == 0 {
         *count = Some(1);
@@ -51,10 +58,11 @@ fn set_spec_defaults(spec: &mut ResourceClaimSpec) {
     let requests = spec.devices.iter_mut().flat_map(|devices| devices.requests.iter_mut().flatten());
     for request in requests {
         if let Some(exactly) = &mut request.exactly {
-            set_request_defaults(&mut exactly.allocation_mode, &mut exactly.count);
+            set_request_defaults(&mut exactly.allocation_mode, &mut exactly.count, &mut exactly.tolerations);
         }
         for alternative in request.first_available.iter_mut().flatten() {
-            set_request_defaults(&mut alternative.allocation_mode, &mut alternative.count);
+            let (mode, count) = (&mut alternative.allocation_mode, &mut alternative.count);
+            set_request_defaults(mode, count, &mut alternative.tolerations);
         }
     }
 }
