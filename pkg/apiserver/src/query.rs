@@ -8,6 +8,7 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 use rkube_apimachinery::quote::quote;
 use rkube_apimachinery::status::ApiStatus;
+use rkube_apimachinery::time::{DurationError, parse_duration};
 use rkube_registry::options::{
     CreateOptions, DeleteOptions, GetOptions, ListOptions, PatchOptions, Preconditions, UpdateOptions,
 };
@@ -143,14 +144,12 @@ impl<'a> Query<'a> {
         if text.is_empty() {
             return Ok(None);
         }
-        match parse_go_duration(text) {
-            Some(duration) => Ok(Some(duration).filter(|duration| !duration.is_zero())),
-            None => {
-                let message =
-                    format!("invalid timeout specified in the request URL - time: invalid duration {}", quote(text));
-                Err(ApiStatus::bad_request(message))
-            }
-        }
+        let refused =
+            |reason: String| ApiStatus::bad_request(format!("invalid timeout specified in the request URL - {reason}"));
+        let duration = parse_duration(text).map_err(|error| refused(error.to_string()))?;
+        let negative = |_| refused(DurationError::Invalid(text.to_owned()).to_string());
+        let duration = Duration::try_from(duration).map_err(negative)?;
+        Ok(Some(duration).filter(|duration| !duration.is_zero()))
     }
 }
 
@@ -160,36 +159,6 @@ fn decode(text: &str) -> Option<Cow<'_, str>> {
         Cow::Borrowed(text) => percent_decode_str(text).decode_utf8().ok(),
         Cow::Owned(text) => Some(Cow::Owned(percent_decode_str(&text).decode_utf8().ok()?.into_owned())),
     }
-}
-
-/// Go's `time.ParseDuration`, for durations that are not negative.
-fn parse_go_duration(text: &str) -> Option<Duration> {
-    if text == "0" {
-        return Some(Duration::ZERO);
-    }
-    let mut rest = text.strip_prefix('+').unwrap_or(text);
-    let mut total = 0.0_f64;
-    if rest.is_empty() {
-        return None;
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let number: f64 = rest.get(..digits)?.parse().ok()?;
-        rest = rest.get(digits..)?;
-        let unit_end = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
-        let scale = match rest.get(..unit_end)? {
-            "ns" => 1e-9,
-            "us" | "µs" | "μs" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return None,
-        };
-        total += number * scale;
-        rest = rest.get(unit_end..)?;
-    }
-    Duration::try_from_secs_f64(total).ok()
 }
 
 #[cfg(test)]

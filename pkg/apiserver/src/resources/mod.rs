@@ -11,7 +11,7 @@ mod write;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use rkube_api::resource::SharedResource;
 use rkube_apimachinery::status::{ApiStatus, Reason};
 use rkube_codec::table::{IncludeObject, Options as TableOptions};
@@ -60,6 +60,7 @@ async fn answer(server: &Arc<Inner>, scope: Scope, request: Request<Body>) -> Re
     let answer: BoxFuture<'_, Result<Response<Body>, ApiStatus>> = match verb {
         "get" => Box::pin(get(server, &target, &store)),
         "list" => Box::pin(list::answer(server, &target, &store)),
+        "watch" if request.method() != Method::GET => return Err(method_not_allowed()),
         "watch" => Box::pin(watch::answer(server, &target, &store, request)),
         "create" => Box::pin(write::create(server, &target, &store, body(request))),
         "update" => Box::pin(write::update(server, &target, &store, body(request))),

@@ -47,6 +47,7 @@ const LIST_EXPIRED: &str = "The resourceVersion for the provided list is too old
 /// Where a list goes on, as kube-apiserver encodes it.
 #[derive(Serialize, Deserialize)]
 struct ContinueToken {
+    #[serde(default)]
     v: String,
     #[serde(default)]
     rv: i64,
