@@ -66,7 +66,7 @@ pub(super) fn start(context: &ControllerContext) -> Running {
     let replica_sets = context.informers.informer::<ReplicaSet>();
     let pods = context.informers.informer::<Pod>();
     pods::index_by_controller(&pods);
-    let queue: WorkQueue<ObjectKey> = context.queue(NAME);
+    let queue: WorkQueue<ObjectKey> = context.queue("deployment");
     let controller = Arc::new(DeploymentController {
         client: context.client_for(NAME),
         recorder: context.recorder.for_component(NAME),

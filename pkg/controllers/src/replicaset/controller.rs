@@ -36,7 +36,7 @@ pub(super) fn start<O: ReplicaOwner>(context: &ControllerContext) -> Running {
     let pods = context.informers.informer::<Pod>();
     pods::index_by_controller(&pods);
     let client = context.client_for(O::CONTROLLER);
-    let queue: WorkQueue<ObjectKey> = context.queue(O::CONTROLLER);
+    let queue: WorkQueue<ObjectKey> = context.queue(O::QUEUE);
     let controller = Arc::new(ReplicaController {
         clock: context.clock().clone(),
         owners: owners.lister(),

@@ -15,6 +15,8 @@ use crate::common::numbers::{nonempty, nonzero};
 pub(crate) trait ReplicaOwner: Kind {
     /// The controller's name in logs and metrics.
     const CONTROLLER: &'static str;
+    /// Names the queue in metrics.
+    const QUEUE: &'static str;
     /// The component that events name.
     const EVENT_SOURCE: &'static str;
 
@@ -34,6 +36,7 @@ pub(crate) trait ReplicaOwner: Kind {
 
 impl ReplicaOwner for ReplicaSet {
     const CONTROLLER: &'static str = "replicaset-controller";
+    const QUEUE: &'static str = "replicaset";
     const EVENT_SOURCE: &'static str = "replicaset-controller";
 
     fn replicas(&self) -> i32 {
@@ -103,6 +106,7 @@ impl ReplicaOwner for ReplicaSet {
 
 impl ReplicaOwner for ReplicationController {
     const CONTROLLER: &'static str = "replicationcontroller-controller";
+    const QUEUE: &'static str = "replicationmanager";
     const EVENT_SOURCE: &'static str = "replication-controller";
 
     fn replicas(&self) -> i32 {

@@ -49,7 +49,7 @@ struct Tokens {
 fn start(context: &ControllerContext) -> Running {
     let secrets = secrets(&context.informers);
     let accounts = context.informers.informer::<ServiceAccount>();
-    let queue: WorkQueue<Item> = context.queue("serviceaccount_tokens");
+    let queue: WorkQueue<Item> = context.queue("serviceaccount_tokens_service");
     let controller = Arc::new(Tokens {
         client: context.client_for(NAME),
         config: Arc::clone(&context.config),
