@@ -6,8 +6,8 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::workloads::{
-    create, deploy, endpoints, fake_nodes, get, idle, idle_watches, informers, job, list, namespace, restart, schedule,
-    stored, watch,
+    create, deploy, endpoints, fake_nodes, first_pod, get, idle, idle_watches, informers, job, list, namespace, pods,
+    restart, schedule, stored, watch,
 };
 
 /// Measures any Kubernetes API server, and plays nodes for it.
@@ -64,6 +64,10 @@ pub(crate) enum Workload {
     Schedule(schedule::Options),
     /// Kill and restart a server: time until it is ready and until it answers a consistent list
     Restart(restart::Options),
+    /// Start a server with its node: time until the node is Ready and until its first pod runs
+    FirstPod(first_pod::Options),
+    /// Run pods on a real node: one after the other, then many at once
+    Pods(pods::Options),
     /// What processes use while nothing happens
     Idle(idle::Options),
 }
@@ -86,6 +90,8 @@ impl Arguments {
             Workload::Namespace(options) => options.check(),
             Workload::Schedule(options) => options.check(),
             Workload::Restart(options) => options.check(),
+            Workload::FirstPod(_) => Ok(()),
+            Workload::Pods(options) => options.check(),
             Workload::Idle(options) => options.check(&self.output.pids),
         }
     }

@@ -73,6 +73,13 @@ pub fn of(resources: Option<&ResourceRequirements>, side: Side) -> ResourceList 
     parse(list)
 }
 
+/// Equal in meaning: `1` and `1000m` are one quantity, and nothing is the same as empty.
+pub fn is_same(a: Option<&ResourceRequirements>, b: Option<&ResourceRequirements>) -> bool {
+    let claims = |side: Option<&ResourceRequirements>| side.and_then(|side| side.claims.clone()).unwrap_or_default();
+    let same = |side: Side| of(a, side) == of(b, side);
+    same(Side::Limits) && same(Side::Requests) && claims(a) == claims(b)
+}
+
 /// Amounts from their API form. Decoding has refused malformed ones; one that slips through counts nothing.
 pub fn parse(list: Option<&BTreeMap<String, Text>>) -> ResourceList {
     list.into_iter().flatten().filter_map(|(name, text)| Some((name.clone(), Quantity::parse(&text.0).ok()?))).collect()

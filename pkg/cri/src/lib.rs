@@ -13,12 +13,14 @@ mod calls;
 pub mod containerd;
 mod error;
 pub mod fake;
+pub mod measured;
 pub mod pause;
 pub mod remote;
 pub mod service;
 
 pub use archive::{ArchiveError, image as image_archive};
 pub use error::{Code, RuntimeError};
+pub use measured::Measured;
 pub use remote::Remote;
 pub use service::{EventStream, ImageService, RuntimeService};
 

@@ -1,4 +1,5 @@
-//! Waiting for something to change in a folder: manifests, image archives, network configurations.
+//! Folders: waiting for something to change in one (manifests, image archives, network configurations), and keeping
+//! state in one.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,21 @@ pub async fn watch(folder: PathBuf, changed: Arc<Notify>) -> std::io::Result<()>
         }
     }
     Ok(())
+}
+
+/// Writes a file that only root reads: specs hold environment variables, and those may be secrets. Renamed into place, so
+/// that a crash leaves the old or the new; one of the machine does so only if it is `durable`, which takes a while.
+pub(crate) fn write_private(directory: &Path, name: &str, bytes: &[u8], durable: bool) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let temporary = directory.join(format!(".{name}"));
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(bytes)?;
+    if durable {
+        file.sync_all()?;
+    }
+    std::fs::rename(temporary, directory.join(name))
 }
 
 /// A file that is made is empty: what is written into it is announced when its writer closes it. Folders and links

@@ -9,6 +9,7 @@
 //! **Invariant:** what runs is found by asking the runtime and the kernel, so a restart restarts nothing.
 
 pub mod admission;
+pub mod allocation;
 pub mod args;
 pub mod backoff;
 pub mod cm;

@@ -7,14 +7,27 @@
 //! them, and the node spends no processor time on logs nobody reads.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use rkube_cri::v1::ReopenContainerLogRequest;
 
 use crate::kubelet::Inner;
 use crate::runtime::state::State;
 
+/// Upstream's period. Nobody announces that a log grows, but by every line of it.
+const PERIOD: Duration = Duration::from_secs(10);
+
+/// Looks at the logs again and again.
+pub async fn run(inner: Arc<Inner>) {
+    loop {
+        inner.clock.sleep(PERIOD).await;
+        rotate(&inner).await;
+    }
+}
+
 /// Looks at the log of every running container.
-pub async fn rotate(inner: &Inner) {
+async fn rotate(inner: &Inner) {
     for pod in inner.cache.all() {
         for container in pod.containers.iter().filter(|container| container.state == State::Running) {
             let path = PathBuf::from(&container.log_path);

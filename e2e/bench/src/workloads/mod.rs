@@ -4,6 +4,7 @@ pub(crate) mod create;
 pub(crate) mod deploy;
 pub(crate) mod endpoints;
 pub(crate) mod fake_nodes;
+pub(crate) mod first_pod;
 pub(crate) mod get;
 pub(crate) mod idle;
 pub(crate) mod idle_watches;
@@ -11,6 +12,7 @@ pub(crate) mod informers;
 pub(crate) mod job;
 pub(crate) mod list;
 pub(crate) mod namespace;
+pub(crate) mod pods;
 pub(crate) mod restart;
 pub(crate) mod schedule;
 pub(crate) mod stored;
@@ -66,6 +68,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<Option<Report>> {
             return Ok(None);
         }
         Workload::Restart(options) => restart::run(&options, &output, SystemClock::shared()).await,
+        Workload::FirstPod(options) => first_pod::run(&options, &output, SystemClock::shared()).await,
+        Workload::Pods(options) => pods::run(&options, &Bench::connect(&options.target, &output).await?).await,
         Workload::Idle(options) => idle::run(&options, &output, &SystemClock::shared()).await,
     };
     report.map(Some)

@@ -49,7 +49,7 @@ impl Options {
 }
 
 pub(crate) async fn run(options: &Options, output: &Output, clock: SharedClock) -> Result<Report> {
-    let first = interruptible(start(options, &clock)).await?;
+    let first = interruptible(start(&options.command, &options.target, &clock)).await?;
     say(&format!("started, ready after {:.0} ms", millis(first.ready)));
     let bench = Bench::connect(&options.target, &Output { pids: Vec::new(), ..output.clone() }).await?;
     let mut server = first.server;
@@ -90,7 +90,7 @@ async fn restarts(options: &Options, bench: &Bench, namespace: &str, server: &mu
     let mut rounds = Rounds::default();
     for round in 1..=*repeat {
         server.kill().await.context("killing the server")?;
-        let again = start(options, bench.clock()).await?;
+        let again = start(&options.command, target, bench.clock()).await?;
         let cluster = Cluster::new(target, bench.clock().clone())?;
         *server = again.server;
         list::list(cluster.connection(0), &path, || ()).await.context("the first list")?;
@@ -117,22 +117,24 @@ fn worst(values: &[f64]) -> f64 {
     values.iter().copied().fold(0.0, f64::max)
 }
 
-struct Started {
-    server: Child,
-    began: Duration,
-    ready: Duration,
+/// A server that said it is ready.
+pub(super) struct Started {
+    pub(super) server: Child,
+    /// When it was started, by the monotonic clock, and how long it took from there.
+    pub(super) began: Duration,
+    pub(super) ready: Duration,
 }
 
 /// Runs the command and waits until the server says that it is ready. Its output goes where ours goes.
-async fn start(options: &Options, clock: &SharedClock) -> Result<Started> {
-    let [program, arguments @ ..] = options.command.as_slice() else { bail!("no command") };
+pub(super) async fn start(command: &[String], target: &Target, clock: &SharedClock) -> Result<Started> {
+    let [program, arguments @ ..] = command else { bail!("no command") };
     let began = clock.monotonic();
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
     let mut server = command.spawn().with_context(|| format!("starting {program}"))?;
     let ready = async {
         // The kubeconfig may come into being with the server, so each try reads it anew.
-        while !is_ready(options, clock).await {
+        while !is_ready(target, clock).await {
             clock.sleep(RETRY_INTERVAL).await;
         }
     };
@@ -145,8 +147,8 @@ async fn start(options: &Options, clock: &SharedClock) -> Result<Started> {
     Ok(Started { server, began, ready })
 }
 
-async fn is_ready(options: &Options, clock: &SharedClock) -> bool {
-    let target = Target { connections: 1, ..options.target.clone() };
+async fn is_ready(target: &Target, clock: &SharedClock) -> bool {
+    let target = Target { connections: 1, ..target.clone() };
     let Ok(cluster) = Cluster::new(&target, clock.clone()) else { return false };
     cluster.connection(0).send(Method::GET, "/readyz", Bytes::new()).await.is_ok()
 }

@@ -5,8 +5,8 @@
 //! can need are the scheduler's business.
 
 use futures_util::future::BoxFuture;
-use rkube_api::k8s::core::v1::{Container, Node, Pod, ResourceRequirements};
-use rkube_api::pod_resources::{self, Side};
+use rkube_api::k8s::core::v1::{Container, Node, Pod};
+use rkube_api::pod_resources::is_same;
 use rkube_apimachinery::quote::quote;
 use rkube_apimachinery::status::ApiStatus;
 use rkube_registry::{Attributes, Operation};
@@ -65,25 +65,17 @@ impl NodeDeclaredFeatureValidator {
 fn needed(old: &Pod, new: &Pod) -> Vec<&'static str> {
     let (Some(old), Some(new)) = (&old.spec, &new.spec) else { return Vec::new() };
     let mut features = Vec::new();
-    if !same_resources(old.resources.as_ref(), new.resources.as_ref()) {
+    if !is_same(old.resources.as_ref(), new.resources.as_ref()) {
         features.push(POD_LEVEL_RESIZE);
     }
     let pairs = old.init_containers.iter().flatten().zip(new.init_containers.iter().flatten());
     let is_resized = |(old, new): (&Container, &Container)| {
-        old.restart_policy.as_deref() != Some("Always")
-            && !same_resources(old.resources.as_ref(), new.resources.as_ref())
+        old.restart_policy.as_deref() != Some("Always") && !is_same(old.resources.as_ref(), new.resources.as_ref())
     };
     if pairs.into_iter().any(is_resized) {
         features.push(INIT_CONTAINER_RESIZE);
     }
     features
-}
-
-/// Equal in meaning: `1` and `1000m` are one quantity, and nothing is the same as empty.
-fn same_resources(old: Option<&ResourceRequirements>, new: Option<&ResourceRequirements>) -> bool {
-    let claims = |side: Option<&ResourceRequirements>| side.and_then(|side| side.claims.clone()).unwrap_or_default();
-    let same = |side: Side| pod_resources::of(old, side) == pod_resources::of(new, side);
-    same(Side::Limits) && same(Side::Requests) && claims(old) == claims(new)
 }
 
 impl Plugin for NodeDeclaredFeatureValidator {

@@ -56,13 +56,32 @@ const V1_HIERARCHIES: [&str; 14] = [
 const V2_CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "memory", "pids", "hugetlb", "io"];
 
 /// Limits of one cgroup; `None` leaves the kernel's default.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Limits {
     pub cpu_shares: Option<i64>,
     /// Thousandths of a processor.
     pub cpu_milli: Option<i64>,
     pub memory: Option<i64>,
     pub pids: Option<i64>,
+}
+
+impl Limits {
+    /// These limits where they are higher, else `other`'s: what holds while a pod's containers go from one to the other.
+    pub fn or_higher(&self, other: &Self) -> Self {
+        // No limit is the highest.
+        let higher = |a: Option<i64>, b: Option<i64>| a.zip(b).map(|(a, b)| a.max(b));
+        Self {
+            cpu_shares: self.cpu_shares.max(other.cpu_shares),
+            cpu_milli: higher(self.cpu_milli, other.cpu_milli),
+            memory: higher(self.memory, other.memory),
+            pids: other.pids,
+        }
+    }
+
+    /// Whether memory may be used less than under `before`.
+    pub fn has_less_memory_than(&self, before: &Self) -> bool {
+        self.memory.is_some_and(|limit| before.memory.is_none_or(|before| limit < before))
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -185,8 +204,18 @@ impl Cgroups {
     }
 
     /// Makes a pod's cgroup, or brings its limits up to date.
-    pub fn ensure(&self, pod: &Pod) -> Result<(), CgroupError> {
-        self.apply(&self.parent_of(pod), &pod_limits(pod, self.pids_max))
+    pub fn ensure(&self, pod: &Pod, limits: &Limits) -> Result<(), CgroupError> {
+        self.apply(&self.parent_of(pod), limits)
+    }
+
+    /// Bytes of memory that a pod uses, or one container of it.
+    pub fn memory_in_use(&self, pod: &Pod, container_id: Option<&str>) -> Option<i64> {
+        let name = container_id.map_or_else(|| self.parent_of(pod), |id| self.of_container(pod, id));
+        let file = match self.version {
+            CgroupVersion::V1 => "memory.usage_in_bytes",
+            CgroupVersion::V2 => "memory.current",
+        };
+        std::fs::read_to_string(self.directory_of(&name, "memory").join(file)).ok()?.trim().parse().ok()
     }
 
     fn apply(&self, name: &str, limits: &Limits) -> Result<(), CgroupError> {
@@ -446,7 +475,7 @@ mod tests {
         }
         let subject = pod(&[("cpu", "250m")]);
         cgroups.set_up(&Limits { cpu_shares: Some(2048), memory: Some(1 << 30), ..Limits::default() }).unwrap();
-        cgroups.ensure(&subject).unwrap();
+        cgroups.ensure(&subject, &pod_limits(&subject, cgroups.pids_max)).unwrap();
         let read = |path: &str| std::fs::read_to_string(folder.path().join(path)).unwrap_or_default();
         assert_eq!(read("cgroup.subtree_control"), "+cpu +cpuset +memory +pids +io");
         assert_eq!(read("kubepods/cgroup.subtree_control"), "+cpu +memory +pids");

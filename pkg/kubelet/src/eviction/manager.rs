@@ -29,8 +29,8 @@ const IMAGE_PERIOD: Duration = Duration::from_secs(300);
 const IMAGE_AGE_MIN: Duration = Duration::from_secs(120);
 /// Upstream's grace period of pods that cannot wait.
 const HARD_GRACE_SECONDS: i64 = 1;
-/// Disk use of pods is walked at every so many periods: it costs input and output.
-const DISK_PERIODS: u32 = 6;
+/// Disk use of pods that have limits of it is walked at every so many periods: it costs input and output.
+const DISK_PERIODS: u32 = 2;
 
 #[derive(Default)]
 struct State {
@@ -105,7 +105,7 @@ async fn relieve(inner: &Arc<Inner>, state: &mut State, crossed: &Crossed) {
     }
     let candidates = inner.workers.all().into_iter().filter(|worker| worker.phase() == Phase::Syncing);
     let candidates = candidates.filter_map(|worker| {
-        let pod = worker.pod();
+        let pod = inner.allocated(&worker);
         let (usage, request) = match signal {
             Signal::MemoryAvailable => (memory_usage(inner, &pod), pod_request(pod.pod_spec(), "memory").value()),
             Signal::PidAvailable => (process_count(inner, &pod), 0),
@@ -224,7 +224,7 @@ async fn enforce_disk_limits(inner: &Arc<Inner>) -> bool {
         if worker.phase() != Phase::Syncing {
             continue;
         }
-        let pod = worker.pod();
+        let pod = inner.allocated(&worker);
         let (check, subject) = (inner.clone(), pod.clone());
         let over = tokio::task::spawn_blocking(move || over_limit(&check, &subject)).await;
         if let Ok(Some(message)) = over {

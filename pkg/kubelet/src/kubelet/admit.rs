@@ -24,7 +24,7 @@ const PREEMPTED: &str = "Preempting";
 const PREEMPTED_MESSAGE: &str = "Preempted in order to admit critical pod";
 
 impl Inner {
-    /// Lets the pod of a worker in, or says how its sync ends.
+    /// Lets the pod of a worker in, with what it was given if that is known, or says how its sync ends.
     pub(super) async fn let_in(
         &self,
         worker: &Worker,
@@ -34,15 +34,18 @@ impl Inner {
     ) -> Result<(), End> {
         let preempted = {
             let _one_at_a_time = self.admission.lock().await;
-            if current.is_active() || !current.containers.is_empty() {
-                // It was let in by the kubelet before this one.
-                worker.set_admitted();
-                return Ok(());
-            }
-            let preempted = self.decide(pod).await.map_err(|refusal| self.refuse(pod, &refusal))?;
+            // One that was let in by the kubelet before this one is not asked again.
+            let is_known = current.is_active() || !current.containers.is_empty();
+            let preempted = match is_known {
+                true => vec![],
+                false => self.decide(pod).await.map_err(|refusal| self.refuse(pod, &refusal))?,
+            };
+            self.allocate_first(pod);
             worker.set_admitted();
             preempted
         };
+        // It may ask for more than it has, and may have changed meanwhile.
+        self.consider_resize(worker);
         let ending = preempted.iter().filter_map(|other| self.preempt(other));
         let ended = futures_util::future::join_all(ending.map(|worker| async move { worker.finished().await }));
         tokio::select! {
@@ -52,7 +55,7 @@ impl Inner {
     }
 
     /// The pods that have to go for this one.
-    async fn decide(&self, pod: &Arc<Pod>) -> Result<Vec<Arc<Pod>>, Refusal> {
+    pub(super) async fn decide(&self, pod: &Arc<Pod>) -> Result<Vec<Arc<Pod>>, Refusal> {
         let others = self.others(pod);
         let seen = self.node.seen();
         match self.ask(&seen, pod, &others) {
@@ -91,7 +94,7 @@ impl Inner {
         End::Next(Input::Refused { verdict: Verdict::refusal(refusal) })
     }
 
-    fn preempt(&self, pod: &Arc<Pod>) -> Option<Arc<Worker>> {
+    pub(super) fn preempt(&self, pod: &Arc<Pod>) -> Option<Arc<Worker>> {
         let worker = self.workers.get(&pod.uid())?;
         tracing::info!(pod = %pod.key(), "Ending pod for a critical one");
         self.events.pod(pod, Type::Warning, PREEMPTED, PREEMPTED_MESSAGE);
@@ -112,6 +115,6 @@ impl Inner {
                 && matches!(worker.phase(), Phase::Syncing | Phase::Terminating)
                 && (worker.is_admitted() || self.cache.get(&worker.uid).is_some_and(|pod| pod.is_active()))
         };
-        self.workers.all().iter().filter(holds).map(|worker| worker.pod()).collect()
+        self.workers.all().iter().filter(holds).map(|worker| self.allocated(worker)).collect()
     }
 }

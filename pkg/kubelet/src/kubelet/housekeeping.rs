@@ -75,6 +75,7 @@ impl Inner {
         if self.collected.lock().is_none() && self.sources.all_are_ready() {
             // What the life before this one left.
             self.garbage.notify_one();
+            self.resizes.retry();
         }
     }
 
@@ -92,6 +93,7 @@ impl Inner {
         if self.pods.get(uid).is_none() {
             self.forget(uid);
         }
+        self.resizes.retry();
         // A successor of the same name may have waited for this.
         self.clone().reconcile_desired();
         self.garbage.notify_one();
@@ -176,6 +178,8 @@ impl Inner {
             *self.collected.lock() = Some(self.clock.monotonic());
             self.objects.collect();
             self.statuses.retain(|uid| self.is_wanted(uid));
+            self.resizes.retain(|uid| self.is_wanted(uid));
+            self.allocations.retain(|uid| self.is_wanted(uid));
             let inner = self.clone();
             // Unmounting may hang on a server that is away.
             if tokio::task::spawn_blocking(move || inner.collect_folders()).await.is_err() {
@@ -184,7 +188,6 @@ impl Inner {
             if let Err(error) = self.runtime.collect_garbage(|uid| self.is_wanted(uid)).await {
                 tracing::warn!(%error, "Dead containers were not collected");
             }
-            crate::log_rotation::rotate(&self).await;
         }
     }
 
@@ -206,7 +209,7 @@ impl Inner {
                 tracing::warn!(%uid, error = %chain(&error), "Cgroup of a gone pod was not removed");
             }
         }
-        let pods = self.pods.all();
+        let pods: Vec<Arc<Pod>> = self.pods.all().iter().map(|pod| self.allocations.apply(pod)).collect();
         if let Err(error) = self.cgroups.set_burstable_shares(pods.iter().map(|pod| &**pod)) {
             tracing::warn!(error = %chain(&error), "Share of burstable pods was not set");
         }

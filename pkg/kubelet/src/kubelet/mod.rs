@@ -7,11 +7,13 @@
 mod admit;
 mod housekeeping;
 mod pod_sync;
+mod resize;
 mod sources;
 pub(crate) mod workers;
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -22,14 +24,16 @@ use rkube_apimachinery::task;
 use rkube_client::Client;
 use rkube_client::events::EventRecorder;
 use rkube_client::factory::InformerFactory;
-use rkube_client::informer::{Informer, Lister};
+use rkube_client::informer::Informer;
+use rkube_cri::measured::Operations;
 use rkube_cri::v1::{RuntimeConfigRequest, RuntimeConfigResponse};
-use rkube_cri::{ImageService, RuntimeService, containerd};
-use tokio::sync::mpsc;
+use rkube_cri::{ImageService, Measured, RuntimeService, containerd};
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info_span;
 
+use crate::allocation::store::Store;
 use crate::cm::{CgroupDriver, CgroupVersion, Cgroups, Limits};
 use crate::config::KubeletConfig;
 use crate::downward::NodeFacts;
@@ -110,11 +114,18 @@ pub struct Inner {
     pub cgroups: Cgroups,
     pub node: Arc<NodeManager>,
     pub workers: Workers,
-    pub services: Lister<Service>,
+    /// Calls of the runtime.
+    pub operations: Arc<Operations>,
+    pub allocations: Arc<Store>,
+    pub(crate) resizes: resize::Resizes,
+    pub services: Informer<Service>,
+    /// Whether services changed since they were kept, and when that was, by the monotonic clock.
+    services_changed: Arc<AtomicBool>,
+    services_kept: Mutex<Option<Duration>>,
     pub(crate) sources: sources::Sources,
     facts: RwLock<Arc<NodeFacts>>,
     pub(crate) wake: mpsc::Sender<Event>,
-    pub(crate) garbage: tokio::sync::Notify,
+    pub(crate) garbage: Notify,
     /// Held while a pod is let in: two that come together must not take the same room.
     pub(crate) admission: tokio::sync::Mutex<()>,
     /// When garbage was last collected, by the monotonic clock.
@@ -143,6 +154,31 @@ impl Inner {
         }
     }
 
+    /// The services that containers are told of: none before they were read at least once.
+    pub(crate) async fn known_services(&self) -> Vec<Arc<Service>> {
+        tokio::select! {
+            biased;
+            () = self.services.core().synced() => {
+                let services = self.services.lister().list_all("");
+                self.keep_services(&services);
+                services
+            }
+            true = self.objects.is_on_its_own() => self.objects.kept_services(),
+        }
+    }
+
+    /// Keeps the services for a start without the server: before the first container is told of them, and when they
+    /// change, but not for every change of many.
+    fn keep_services(&self, services: &[Arc<Service>]) {
+        let now = self.clock.monotonic();
+        let mut kept = self.services_kept.lock();
+        let is_due = kept.is_none_or(|at| now.saturating_sub(at) >= TICK);
+        if is_due && self.services_changed.swap(false, Ordering::AcqRel) {
+            *kept = Some(now);
+            self.objects.keep_services(services);
+        }
+    }
+
     /// The queue is bounded; when it is full the tick finds what a dropped hint was about.
     pub(crate) fn notify(&self, event: Event) {
         let _ = self.wake.try_send(event);
@@ -166,6 +202,10 @@ const GARBAGE_PERIOD: Duration = Duration::from_secs(60);
 impl Kubelet {
     pub fn new(config: KubeletConfig, dependencies: Dependencies, shutdown: CancellationToken) -> Self {
         let Dependencies { client, clock, runtime, images, mounter, importer, machine_stops } = dependencies;
+        let measured = Measured::new(runtime, images, clock.clone());
+        let operations = measured.operations();
+        let runtime: Arc<dyn RuntimeService> = Arc::new(measured.clone());
+        let images: Arc<dyn ImageService> = Arc::new(measured);
         let told_to_stop = shutdown;
         // Its parts run on while pods end.
         let shutdown = CancellationToken::new();
@@ -176,7 +216,7 @@ impl Kubelet {
 
         let capacity = capacity::read(&config.root_dir);
         let cgroups = Cgroups::new(&config.cgroup_mount, &config.cgroup_root, config.pod_pids_max);
-        let objects = Arc::new(Objects::new(client.clone(), clock.clone()));
+        let objects = Arc::new(Objects::new(client.clone(), clock.clone(), config.root_dir.join("objects")));
         let settings = RuntimeSettings {
             root_dir: config.root_dir.clone(),
             logs_root: config.logs_root.clone(),
@@ -189,6 +229,7 @@ impl Kubelet {
         };
         let images =
             ImageManager::new(images, clock.clone(), events.clone(), config.registries.clone(), importer.clone());
+        let allocations = Arc::new(Store::open(config.root_dir.join("pod-resources")));
         let runtime_manager = Arc::new(Runtime::new(
             runtime.clone(),
             images,
@@ -197,6 +238,7 @@ impl Kubelet {
             objects.clone(),
             mounter.clone(),
             settings,
+            allocations.clone(),
         ));
         let cache = Arc::<PodCache>::default();
         let notify = {
@@ -220,7 +262,10 @@ impl Kubelet {
             objects.clone(),
         ));
         let informers = InformerFactory::new(client.clone(), shutdown.clone());
-        let services = informers.informer::<Service>().lister();
+        let services = informers.informer::<Service>();
+        let services_changed = Arc::new(AtomicBool::new(true));
+        let changed = services_changed.clone();
+        services.add_handler(move |_| changed.store(true, Ordering::Release));
         let field = |name: &str| format!("{name}={}", config.node_name);
         let assigned = informers.scoped("", "", &field("spec.nodeName"));
         let own_node: Informer<Node> = informers.scoped("", "", &field("metadata.name"));
@@ -244,11 +289,16 @@ impl Kubelet {
             cgroups,
             node,
             workers: Workers::default(),
+            operations,
+            allocations,
+            resizes: resize::Resizes::default(),
             services,
+            services_changed,
+            services_kept: Mutex::default(),
             sources,
             facts,
             wake,
-            garbage: tokio::sync::Notify::new(),
+            garbage: Notify::new(),
             admission: tokio::sync::Mutex::default(),
             collected: Mutex::default(),
             imported: Mutex::default(),
@@ -275,12 +325,14 @@ impl Kubelet {
         let _stop = shutdown.clone().drop_guard();
         inner.make_directories()?;
         informers.start();
-        let parts: [(&'static str, BoxFuture<'static, ()>); 7] = [
+        let parts: [(&'static str, BoxFuture<'static, ()>); 9] = [
             ("pleg", Box::pin(inner.pleg.clone().run(shutdown.clone()))),
             ("status", Box::pin(inner.statuses.clone().run(inner.clone(), shutdown.clone()))),
             ("node", Box::pin(inner.node.clone().run(inner.clone(), shutdown.clone()))),
             ("garbage", Box::pin(inner.clone().collect_garbage())),
+            ("logs", Box::pin(crate::log_rotation::run(inner.clone()))),
             ("images", Box::pin(inner.clone().import_images())),
+            ("resizes", Box::pin(inner.clone().decide_resizes())),
             ("static-pods", Box::pin(inner.clone().watch_manifests())),
             ("eviction", Box::pin(crate::eviction::manager::run(inner.clone(), shutdown.clone()))),
         ];

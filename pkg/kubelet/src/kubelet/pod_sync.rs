@@ -14,6 +14,7 @@ use crate::events::Type;
 use crate::kubelet::workers::Worker;
 use crate::kubelet::{Event, Inner};
 use crate::pod::PodExt;
+use crate::runtime::resize::MemoryInUse;
 use crate::runtime::state::RuntimePod;
 use crate::runtime::sync::{SyncInputs, SyncOutcome};
 use crate::status::{StatusInputs, Verdict, generate, is_terminal_phase};
@@ -114,6 +115,8 @@ impl Inner {
             host_ips: &facts.ips,
             runtime_name: &self.runtime.settings.runtime_name,
             now: self.clock.now(),
+            resize: &self.resizes.conditions(&pod.uid()),
+            limits: self.allocations.limits(&pod.uid()),
         };
         let status = generate(&inputs);
         let phase = status.phase.clone().unwrap_or_default();
@@ -126,7 +129,7 @@ impl Inner {
     }
 
     async fn sync(&self, worker: &Worker, cancel: &CancellationToken) -> End {
-        let pod = worker.pod();
+        let pod = self.allocated(worker);
         let mut current = self.current(&pod);
         if self.ended_before(&pod) && !current.is_active() {
             return End::Next(Input::EndedBefore);
@@ -137,6 +140,9 @@ impl Inner {
                 Err(end) => return end,
             }
         }
+        // From here on it was given something.
+        let pod = self.allocated(worker);
+        self.note_resize(&pod, &current);
         let phase = self.report(worker, &pod, &current, false);
         if is_terminal_phase(&phase) {
             return End::Next(Input::ContainersEnded);
@@ -162,6 +168,9 @@ impl Inner {
                 End::Retry
             }
             Ok(outcome) => {
+                if let Some(error) = &outcome.resize_error {
+                    self.note_resize_error(&pod, error);
+                }
                 let acted = !outcome.started.is_empty() || outcome.resized || !outcome.is_ok();
                 let old = std::mem::replace(&mut *worker.waiting.lock(), outcome.waiting.clone());
                 if acted || old != outcome.waiting {
@@ -169,7 +178,9 @@ impl Inner {
                         Ok(fresh) => current = fresh,
                         Err(error) => tracing::warn!(%error, "Pod was not read from the runtime"),
                     }
-                    self.report(worker, &worker.pod(), &current, false);
+                    let pod = self.allocated(worker);
+                    self.note_resize(&pod, &current);
+                    self.report(worker, &pod, &current, false);
                 }
                 self.end_of(&outcome, deadline)
             }
@@ -177,7 +188,7 @@ impl Inner {
     }
 
     fn end_of(&self, outcome: &SyncOutcome, deadline: Option<Duration>) -> End {
-        if let Some(error) = &outcome.error {
+        if let Some(error) = outcome.error.as_ref().or(outcome.resize_error.as_ref()) {
             tracing::info!(error, "Pod was not synced");
             return End::Retry;
         }
@@ -199,7 +210,12 @@ impl Inner {
         current: &RuntimePod,
         cancel: &CancellationToken,
     ) -> Result<SyncOutcome, String> {
-        self.cgroups.ensure(pod).map_err(|error| {
+        let uid = pod.uid();
+        let limits = self.limits_of(pod);
+        let before = self.allocations.limits(&uid).unwrap_or(limits);
+        // Between the two the pod has room for its containers as they are and as they will be.
+        let on_the_way = if self.is_resizing(pod, current) { before.or_higher(&limits) } else { limits };
+        self.cgroups.ensure(pod, &on_the_way).map_err(|error| {
             let text = chain(&error).to_string();
             self.events.pod(
                 pod,
@@ -224,7 +240,10 @@ impl Inner {
         })?;
         let secrets = self.pull_secrets(pod).await;
         let runtime_handler = self.runtime_handler(pod).await?;
-        let services = self.services.list_all("");
+        let services = tokio::select! {
+            services = self.known_services() => services,
+            () = cancel.cancelled() => return Err("the pod is being terminated".to_owned()),
+        };
         self.probes.add_pod(pod);
         let dns = self.dns();
         let inputs = SyncInputs {
@@ -236,10 +255,25 @@ impl Inner {
             cgroup_parent: self.cgroups.parent_of(pod),
             runtime_handler,
             probes: &*self.probes.results,
+            memory: MemoryInUse {
+                lower_pod_limit: limits.memory.filter(|_| limits.has_less_memory_than(&before)),
+                of: &|container| self.cgroups.memory_in_use(pod, container),
+            },
             cancel,
             on_sandbox_ready: &|_| worker.wake.notify_one(),
         };
-        Ok(self.runtime.sync_pod(pod, current, &inputs).await)
+        let mut outcome = self.runtime.sync_pod(pod, current, &inputs).await;
+        if outcome.resize_error.is_none() && outcome.error.is_none() {
+            if on_the_way != limits
+                && let Err(error) = self.cgroups.ensure(pod, &limits)
+            {
+                outcome.resize_error = Some(chain(&error).to_string());
+                return Ok(outcome);
+            }
+            outcome.resized |= before != limits;
+            self.allocations.limit(&uid, limits);
+        }
+        Ok(outcome)
     }
 
     async fn pull_secrets(&self, pod: &Pod) -> Vec<Arc<Secret>> {
@@ -284,7 +318,7 @@ impl Inner {
     }
 
     async fn stop(&self, worker: &Worker, grace_seconds: Option<i64>, cancel: &CancellationToken) -> End {
-        let pod = worker.pod();
+        let pod = self.allocated(worker);
         let removed = worker.life.lock().is_removed();
         worker.waiting.lock().clear();
         let current = match self.refresh(&pod).await {
@@ -330,7 +364,7 @@ impl Inner {
     }
 
     async fn clean_up(&self, worker: &Worker) -> End {
-        let pod = worker.pod();
+        let pod = self.allocated(worker);
         let uid = pod.uid();
         if !worker.life.lock().is_removed() && !self.ended_before(&pod) {
             self.report(worker, &pod, &self.current(&pod), true);

@@ -51,6 +51,7 @@ impl Inner {
     pub(crate) fn desired_pods(&self) -> Vec<Arc<Pod>> {
         let mut pods = self.sources.static_pods.read().clone().unwrap_or_default();
         if self.sources.api_is_ready() {
+            self.objects.set_reached();
             let assigned = self.sources.assigned.lister().list_all("");
             self.save_checkpoints(&assigned);
             pods.extend(assigned);
@@ -73,7 +74,7 @@ impl Inner {
             if saved.get(&uid) == Some(&pod.metadata.generation) {
                 continue;
             }
-            match write_private(&directory, uid.as_str(), &pod.encode()) {
+            match crate::folder::write_private(&directory, uid.as_str(), &pod.encode(), true) {
                 Ok(()) => drop(saved.insert(uid, pod.metadata.generation)),
                 Err(error) => {
                     tracing::warn!(pod = %pod.key(), %error, "Pod was not saved for a start without the server")
@@ -131,17 +132,4 @@ impl Inner {
         *self.sources.static_pods.write() = Some(pods.into_iter().map(Arc::new).collect());
         self.notify(Event::Desired);
     }
-}
-
-/// Environment variables may hold secrets, so only root reads the file. Renamed into place, so that a
-/// crash leaves the old or the new.
-fn write_private(directory: &std::path::Path, name: &str, bytes: &[u8]) -> std::io::Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    let temporary = directory.join(format!(".{name}"));
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(temporary, directory.join(name))
 }

@@ -162,6 +162,9 @@ impl Inner {
         worker.set_pod(pod.clone());
         if changed {
             self.objects.invalidate(pod.namespace());
+            if worker.is_admitted() {
+                self.consider_resize(&worker);
+            }
         }
         if pod.is_terminating() {
             worker.apply(Input::Deleted { grace_seconds: pod.grace_period_seconds() });

@@ -21,6 +21,11 @@ use crate::runtime::resources::page_name;
 /// Names kept per image, as many as upstream.
 const IMAGE_NAMES_MAX: usize = 5;
 
+/// What not every node of v1.36 can and this one does. A cluster asks its nodes for them before it takes objects that
+/// need them.
+const DECLARED_FEATURES: [&str; 3] =
+    ["ExtendWebSocketsToKubelet", "InPlacePodLevelResourcesVerticalScaling", "InPlacePodVerticalScalingInitContainers"];
+
 pub(super) struct Observed<'a> {
     pub(super) config: &'a KubeletConfig,
     pub(super) capacity: &'a Capacity,
@@ -100,6 +105,7 @@ impl Observed<'_> {
             capacity: Some(capacity),
             allocatable: Some(allocatable),
             conditions: Some(self.conditions(old)),
+            declared_features: Some(DECLARED_FEATURES.map(str::to_owned).into()),
             daemon_endpoints: Some(NodeDaemonEndpoints { kubelet_endpoint }),
             images: (!self.images.is_empty()).then(|| self.images.to_vec()),
             node_info: Some(system_info(&self.config.version, self.runtime_version)),

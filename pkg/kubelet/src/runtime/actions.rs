@@ -35,7 +35,8 @@ pub struct Kill {
 pub struct Resize {
     pub id: String,
     pub name: String,
-    pub resources: ContainerResources,
+    pub from: ContainerResources,
+    pub to: ContainerResources,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -58,7 +59,7 @@ pub trait Observations {
     /// `None` while the probe has not decided.
     fn liveness(&self, container_id: &str) -> Option<bool>;
     fn startup(&self, container_id: &str) -> Option<bool>;
-    /// The resources last given to the runtime; `None` when unknown, which means they are as specified.
+    /// The resources last given to the runtime; `None` when nobody noted them.
     fn actuated(&self, container_id: &str) -> Option<ContainerResources>;
 }
 
@@ -177,7 +178,7 @@ fn plan_running(
     } else if seen.startup(&status.id) == Some(false) {
         (format!("Container {name} failed startup probe"), KillReason::StartupProbe)
     } else {
-        match plan_resize(container, status, seen) {
+        match plan_resize(pod, container, status, seen) {
             ResizePlan::Keep => return false,
             ResizePlan::Update(resize) => {
                 actions.resize.push(resize);
@@ -203,18 +204,18 @@ enum ResizePlan {
     Restart,
 }
 
-fn plan_resize(container: &Container, status: &RuntimeContainer, seen: &dyn Observations) -> ResizePlan {
-    let wanted = ContainerResources::of(container);
-    match seen.actuated(&status.id) {
-        Some(actual) if actual != wanted => {
-            if resize_needs_restart(container, &actual, &wanted) {
-                ResizePlan::Restart
-            } else {
-                ResizePlan::Update(Resize { id: status.id.clone(), name: container.name.clone(), resources: wanted })
-            }
-        }
-        _ => ResizePlan::Keep,
+fn plan_resize(pod: &Pod, container: &Container, status: &RuntimeContainer, seen: &dyn Observations) -> ResizePlan {
+    let to = ContainerResources::of(pod, container);
+    let noted = seen.actuated(&status.id);
+    let from = noted.unwrap_or_default();
+    if from == to {
+        return ResizePlan::Keep;
     }
+    // What nobody noted may be as it is to be: telling the runtime again does no harm, a restart does.
+    if noted.is_some() && resize_needs_restart(container, &from, &to) {
+        return ResizePlan::Restart;
+    }
+    ResizePlan::Update(Resize { id: status.id.clone(), name: container.name.clone(), from, to })
 }
 
 fn kill(status: &RuntimeContainer, message: String, reason: KillReason) -> Kill {
@@ -290,7 +291,12 @@ impl Init<'_> {
             State::Running if is_sidecar(container) => {
                 self.running_sidecar(container, status, progress, initialized, actions);
             }
-            State::Running => {}
+            State::Running => {
+                // Its policy cannot be to restart it.
+                if let ResizePlan::Update(resize) = plan_resize(self.pod, container, status, self.seen) {
+                    actions.resize.push(resize);
+                }
+            }
             State::Exited if is_sidecar(container) => actions.init.push(index),
             State::Exited if status.exit_code == 0 => {
                 if progress.last {
@@ -358,7 +364,7 @@ impl Init<'_> {
         } else if container.liveness_probe.is_some() && self.seen.liveness(&status.id) == Some(false) {
             restart(format!("Init container {name} failed liveness probe"), KillReason::LivenessProbe);
         } else {
-            match plan_resize(container, status, self.seen) {
+            match plan_resize(self.pod, container, status, self.seen) {
                 ResizePlan::Keep => {}
                 ResizePlan::Update(resize) => actions.resize.push(resize),
                 ResizePlan::Restart => {

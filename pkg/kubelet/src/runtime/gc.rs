@@ -66,7 +66,6 @@ impl Runtime {
                 tracing::warn!(id, %error, "Dead container was not removed");
             }
         }
-        self.retain_actuated(|id| containers.iter().any(|container| container.id == *id) && !chosen.contains(id));
         let used: HashSet<&str> = containers
             .iter()
             .filter(|container| !chosen.contains(&container.id))
@@ -119,7 +118,10 @@ impl Runtime {
         let _done = Removal { removing: &self.removing, id };
         match self.service.remove_container(RemoveContainerRequest { container_id: id.to_owned() }).await {
             Err(error) if !error.is_not_found() => Err(error),
-            _ => Ok(()),
+            _ => {
+                self.allocations.forget_container(id);
+                Ok(())
+            }
         }
     }
 

@@ -14,6 +14,7 @@ pub mod images;
 pub mod kill;
 pub mod labels;
 pub mod query;
+pub mod resize;
 pub mod resources;
 pub mod sandbox;
 pub mod security;
@@ -21,7 +22,7 @@ pub mod start;
 pub mod state;
 pub mod sync;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -29,11 +30,11 @@ use parking_lot::Mutex;
 use rkube_apimachinery::clock::SharedClock;
 use rkube_cri::RuntimeService;
 
+use crate::allocation::store::Store;
 use crate::backoff::Backoff;
 use crate::events::Events;
 use crate::objects::Objects;
 use crate::runtime::images::ImageManager;
-use crate::runtime::resources::ContainerResources;
 use crate::volumes::mounter::Mounter;
 
 /// What of the node the runtime half needs.
@@ -73,13 +74,14 @@ pub struct Runtime {
     pub mounter: Arc<dyn Mounter>,
     pub settings: RuntimeSettings,
     backoff: Mutex<Backoff>,
-    /// Resources last given to the runtime, by container id.
-    actuated: Mutex<HashMap<String, ContainerResources>>,
+    /// What pods were given, and what of it the runtime was told.
+    pub allocations: Arc<Store>,
     /// Containers whose removal is under way.
     removing: Mutex<HashSet<String>>,
 }
 
 impl Runtime {
+    #[expect(clippy::too_many_arguments, reason = "the parts it is composed of, each named where it is kept")]
     pub fn new(
         service: Arc<dyn RuntimeService>,
         images: ImageManager,
@@ -88,6 +90,7 @@ impl Runtime {
         objects: Arc<Objects>,
         mounter: Arc<dyn Mounter>,
         settings: RuntimeSettings,
+        allocations: Arc<Store>,
     ) -> Self {
         Self {
             service,
@@ -98,7 +101,7 @@ impl Runtime {
             mounter,
             settings,
             backoff: Mutex::new(Backoff::crash_loop()),
-            actuated: Mutex::default(),
+            allocations,
             removing: Mutex::default(),
         }
     }

@@ -118,7 +118,7 @@ impl Runtime {
                 Ok(answer) => {
                     let Some(status) = answer.status else { continue };
                     let mut converted = container_from_status(&status, &container.pod_sandbox_id);
-                    converted.actuated = self.actuated.lock().get(&converted.id).copied();
+                    converted.actuated = self.allocations.actuated(uid, &converted.id);
                     if converted.state == State::Exited {
                         let message = termination_message(&status);
                         if !message.is_empty() {

@@ -2,10 +2,12 @@
 //!
 //! Behaves as pkg/kubelet/cm/helpers_linux.go and kuberuntime_container_linux.go, v1.36.
 
+use std::cmp::Ordering;
+
 use rkube_api::k8s::core::v1::{Container, Pod};
 use rkube_cri::v1::{HugepageLimit, LinuxContainerResources};
 
-use crate::pod::{PodExt, QosClass, limit, request};
+use crate::pod::{PodExt, QosClass, limit, quantity, request};
 
 const MIN_SHARES: i64 = 2;
 const MAX_SHARES: i64 = 262_144;
@@ -30,13 +32,52 @@ pub struct ContainerResources {
     pub memory_limit: Option<i64>,
 }
 
+/// One of the two that are changed one after the other: they may need another order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resizable {
+    Memory,
+    Cpu,
+}
+
 impl ContainerResources {
-    pub fn of(container: &Container) -> Self {
+    /// A limit of the whole pod holds for each container that has none of its own.
+    pub fn of(pod: &Pod, container: &Container) -> Self {
+        let whole = pod.pod_spec().resources.as_ref().and_then(|resources| resources.limits.as_ref());
+        let bound = |name: &str| {
+            let whole = || Some(quantity(Some(whole?.get(name)?)));
+            limit(container, name).filter(|own| !own.is_zero()).or_else(whole).or_else(|| limit(container, name))
+        };
         Self {
             cpu_request_milli: request(container, "cpu").map(|cpu| cpu.milli_value()),
-            cpu_limit_milli: limit(container, "cpu").map(|cpu| cpu.milli_value()),
+            cpu_limit_milli: bound("cpu").map(|cpu| cpu.milli_value()),
             memory_request: request(container, "memory").map(|memory| memory.value()),
-            memory_limit: limit(container, "memory").map(|memory| memory.value()),
+            memory_limit: bound("memory").map(|memory| memory.value()),
+        }
+    }
+
+    /// Limit and request of one of the two.
+    fn half(&self, of: Resizable) -> (Option<i64>, Option<i64>) {
+        match of {
+            Resizable::Memory => (self.memory_limit, self.memory_request),
+            Resizable::Cpu => (self.cpu_limit_milli, self.cpu_request_milli),
+        }
+    }
+
+    /// How a change to `to` compares, by the limit if that changes. No limit counts as zero, as upstream has it.
+    pub fn compare(&self, to: &Self, of: Resizable) -> Ordering {
+        let ((limit, request), (new_limit, new_request)) = (self.half(of), to.half(of));
+        let by = |old: Option<i64>, new: Option<i64>| new.unwrap_or(0).cmp(&old.unwrap_or(0));
+        by(limit, new_limit).then_with(|| by(request, new_request))
+    }
+
+    /// These resources with one of the two as in `to`.
+    #[must_use]
+    pub fn with(self, to: &Self, of: Resizable) -> Self {
+        match of {
+            Resizable::Memory => Self { memory_limit: to.memory_limit, memory_request: to.memory_request, ..self },
+            Resizable::Cpu => {
+                Self { cpu_limit_milli: to.cpu_limit_milli, cpu_request_milli: to.cpu_request_milli, ..self }
+            }
         }
     }
 }
@@ -56,6 +97,11 @@ pub fn shares(milli_cpu: i64) -> i64 {
         return MIN_SHARES;
     }
     (milli_cpu.saturating_mul(SHARES_PER_CPU) / MILLI_PER_CPU).clamp(MIN_SHARES, MAX_SHARES)
+}
+
+/// The request that gave so many shares, rounded up.
+pub fn milli_of(shares: i64) -> i64 {
+    shares.saturating_mul(MILLI_PER_CPU).saturating_add(SHARES_PER_CPU - 1) / SHARES_PER_CPU
 }
 
 /// Microseconds per period; 0 for no limit.
@@ -107,7 +153,7 @@ pub fn linux_resources(
     cgroup_v2: bool,
     hugepage_sizes: &[u64],
 ) -> LinuxContainerResources {
-    let mut resources = from_numbers(&ContainerResources::of(container), cgroup_v2);
+    let mut resources = from_numbers(&ContainerResources::of(pod, container), cgroup_v2);
     resources.oom_score_adj = oom_score_adj(pod, container, memory_capacity);
     resources.hugepage_limits = hugepage_sizes
         .iter()

@@ -15,7 +15,7 @@ use crate::runtime::actions::KillReason;
 use crate::runtime::container::{self, ContainerInputs};
 use crate::runtime::env::{self, EnvSources};
 use crate::runtime::images::ImageFailure;
-use crate::runtime::resources;
+use crate::runtime::resources::{self, ContainerResources};
 use crate::runtime::security::Profiles;
 use crate::runtime::state::RuntimePod;
 use crate::runtime::sync::{ReadySandbox, SyncInputs};
@@ -85,7 +85,7 @@ impl Runtime {
         };
         let created = self.service.create_container(request).await;
         let id = created.map_err(|error| failed(failure("CreateContainerError", error.message())))?.container_id;
-        self.note_actuated(&id, container);
+        self.allocations.actuate(&pod.uid(), &id, ContainerResources::of(pod, container));
         self.events.container(pod, container, Type::Normal, "Created", "Container created");
 
         let started = self.service.start_container(StartContainerRequest { container_id: id.clone() }).await;

@@ -6,17 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rkube_api::k8s::core::v1::{Container, Pod, Secret, Service};
-use rkube_cri::v1::{PodSandboxConfig, PodSandboxStatusRequest, RunPodSandboxRequest, UpdateContainerResourcesRequest};
+use rkube_cri::v1::{PodSandboxConfig, PodSandboxStatusRequest, RunPodSandboxRequest};
 
 use tokio_util::sync::CancellationToken;
 
 use crate::downward::NodeFacts;
 use crate::events::Type;
-use crate::pod::{PodExt, as_container, container_hash, ephemeral_containers, init_containers, is_sidecar};
+use crate::pod::{PodExt, PodUid, as_container, container_hash, ephemeral_containers, init_containers, is_sidecar};
 use crate::runtime::Runtime;
 use crate::runtime::actions::{self, Observations, PodActions};
 use crate::runtime::dns::{self, DnsSettings};
-use crate::runtime::resources::{self, ContainerResources};
+use crate::runtime::resize::MemoryInUse;
+use crate::runtime::resources::ContainerResources;
 use crate::runtime::sandbox::{self, SandboxInputs};
 use crate::runtime::state::{RuntimePod, State, sandbox_from_status};
 use crate::volumes::PodVolumes;
@@ -37,6 +38,7 @@ pub struct SyncInputs<'a> {
     pub cgroup_parent: String,
     pub runtime_handler: String,
     pub probes: &'a dyn ProbeView,
+    pub memory: MemoryInUse<'a>,
     /// Cancelled when the pod is to end: pulls and hooks are given up, and a failure is no news.
     pub cancel: &'a CancellationToken,
     /// Called once the sandbox is up, before images are pulled.
@@ -57,6 +59,8 @@ pub struct SyncOutcome {
     pub started: Vec<String>,
     /// Whether a running container was given other resources.
     pub resized: bool,
+    /// Why some could not be given theirs.
+    pub resize_error: Option<String>,
     /// What stopped the whole sync.
     pub error: Option<String>,
     /// When a container that waits out a back-off may be tried again.
@@ -65,7 +69,7 @@ pub struct SyncOutcome {
 
 impl SyncOutcome {
     pub fn is_ok(&self) -> bool {
-        self.waiting.is_empty() && self.error.is_none()
+        self.waiting.is_empty() && self.error.is_none() && self.resize_error.is_none()
     }
 
     fn failed(mut self, error: impl Into<String>) -> Self {
@@ -81,6 +85,7 @@ impl SyncOutcome {
 struct View<'a> {
     probes: &'a dyn ProbeView,
     runtime: &'a Runtime,
+    uid: PodUid,
 }
 
 impl Observations for View<'_> {
@@ -93,7 +98,7 @@ impl Observations for View<'_> {
     }
 
     fn actuated(&self, container_id: &str) -> Option<ContainerResources> {
-        self.runtime.actuated.lock().get(container_id).copied()
+        self.runtime.allocations.actuated(&self.uid, container_id)
     }
 }
 
@@ -107,7 +112,7 @@ pub(crate) struct ReadySandbox {
 impl Runtime {
     pub async fn sync_pod(&self, pod: &Pod, current: &RuntimePod, inputs: &SyncInputs<'_>) -> SyncOutcome {
         let mut outcome = SyncOutcome::default();
-        let actions = actions::compute(pod, current, &View { probes: inputs.probes, runtime: self });
+        let actions = actions::compute(pod, current, &View { probes: inputs.probes, runtime: self, uid: pod.uid() });
         tracing::debug!(pod = %pod.key(), ?actions, "Computed pod actions");
         if actions.create_sandbox && actions.sandbox_id.is_some() {
             let text = "Pod sandbox changed, it will be killed and re-created.";
@@ -246,9 +251,7 @@ impl Runtime {
                 return;
             }
         }
-        for resize in &actions.resize {
-            self.resize(pod, resize, outcome).await;
-        }
+        self.resize(pod, &actions.resize, &inputs.memory, outcome).await;
         for index in &actions.regular {
             let Some(container) = spec.containers.get(*index) else { continue };
             self.try_start(pod, container, None, current, sandbox, inputs, outcome).await;
@@ -313,31 +316,6 @@ impl Runtime {
         Some((Waiting { container: name.clone(), reason: "CrashLoopBackOff".into(), message }, remaining))
     }
 
-    async fn resize(&self, pod: &Pod, resize: &actions::Resize, outcome: &mut SyncOutcome) {
-        let linux = resources::from_numbers(&resize.resources, self.settings.cgroup_v2);
-        let request = UpdateContainerResourcesRequest {
-            container_id: resize.id.clone(),
-            linux: Some(linux),
-            ..UpdateContainerResourcesRequest::default()
-        };
-        match self.service.update_container_resources(request).await {
-            Ok(_) => {
-                self.actuated.lock().insert(resize.id.clone(), resize.resources);
-                outcome.resized = true;
-                self.events.pod(
-                    pod,
-                    Type::Normal,
-                    "ResizeCompleted",
-                    format!("Pod resize completed: container {:?}", resize.name),
-                );
-            }
-            Err(error) => {
-                self.events.pod(pod, Type::Warning, "ResizeError", format!("Pod resize error: {error}"));
-                outcome.error = Some(format!("resizing container {:?}: {error}", resize.name));
-            }
-        }
-    }
-
     /// Removes ended init containers: all but the newest of each name, or all of them when the sandbox
     /// is new and initialization starts over.
     async fn remove_init_containers(&self, pod: &Pod, current: &RuntimePod, keep_newest: bool) {
@@ -354,10 +332,6 @@ impl Runtime {
         }
     }
 
-    pub(crate) fn note_actuated(&self, id: &str, container: &Container) {
-        self.actuated.lock().insert(id.to_owned(), ContainerResources::of(container));
-    }
-
     /// Forgets what is remembered of a pod that is gone.
     pub fn forget(&self, pod: &Pod) {
         let mut backoff = self.backoff.lock();
@@ -367,11 +341,6 @@ impl Runtime {
         backoff.collect(self.clock.now());
         drop(backoff);
         self.images.forget(&pod.uid());
-    }
-
-    /// Drops resources of containers that are no more.
-    pub fn retain_actuated(&self, exists: impl Fn(&str) -> bool) {
-        self.actuated.lock().retain(|id, _| exists(id));
     }
 }
 

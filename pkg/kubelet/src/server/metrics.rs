@@ -3,9 +3,11 @@
 //!
 //! Behaves as pkg/kubelet/metrics and pkg/kubelet/server/metrics/resource_metrics.go, v1.36.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use http::{HeaderValue, Response, header};
+use rkube_cri::measured::{BUCKETS, Operation};
 use rkube_http::body::Body;
 
 use crate::kubelet::Inner;
@@ -81,7 +83,33 @@ pub(super) fn kubelet(inner: &Inner) -> Answer {
     }
     text.head("kubelet_node_name", "gauge", "[ALPHA] The node's name. The count is always 1.");
     text.sample("kubelet_node_name", &[("node", &inner.config.node_name)], 1.0);
+    runtime_operations(&mut text, &inner.operations.all());
     text.answer()
+}
+
+fn runtime_operations(text: &mut Text, operations: &BTreeMap<&'static str, Operation>) {
+    let total = "kubelet_runtime_operations_total";
+    text.head(total, "counter", "[ALPHA] Cumulative number of runtime operations by operation type.");
+    for (name, operation) in operations {
+        text.sample(total, &[("operation_type", name)], operation.count as f64);
+    }
+    let errors = "kubelet_runtime_operations_errors_total";
+    text.head(errors, "counter", "[ALPHA] Cumulative number of runtime operation errors by operation type.");
+    for (name, operation) in operations.iter().filter(|(_, operation)| operation.errors > 0) {
+        text.sample(errors, &[("operation_type", name)], operation.errors as f64);
+    }
+    let duration = "kubelet_runtime_operations_duration_seconds";
+    let help = "[ALPHA] Duration in seconds of runtime operations. Broken down by operation type.";
+    text.head(duration, "histogram", help);
+    for (name, operation) in operations {
+        let bounds = BUCKETS.iter().map(f64::to_string).chain(["+Inf".to_owned()]);
+        for (bound, count) in bounds.zip(operation.buckets.iter().chain([&operation.count])) {
+            let labels = [("operation_type", *name), ("le", &bound)];
+            text.sample(&format!("{duration}_bucket"), &labels, *count as f64);
+        }
+        text.sample(&format!("{duration}_sum"), &[("operation_type", name)], operation.seconds);
+        text.sample(&format!("{duration}_count"), &[("operation_type", name)], operation.count as f64);
+    }
 }
 
 fn cores(usage: &Usage) -> f64 {

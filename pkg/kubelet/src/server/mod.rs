@@ -104,6 +104,7 @@ impl KubeletServer {
 
     fn pods(&self) -> Answer {
         let pods = self.inner.pods.all();
+        let pods: Vec<_> = pods.iter().map(|pod| self.inner.allocations.apply(pod)).collect();
         let items = pods.iter().map(|pod| {
             let mut pod = (**pod).clone();
             if let Some(status) = self.inner.statuses.get(&pod.uid()) {

@@ -4,20 +4,12 @@
 
 use rkube_api::k8s::core::v1::{ContainerStatus, Pod, PodCondition};
 
+use crate::allocation::conditions::{IN_PROGRESS, PENDING};
 use crate::pod::{PodExt, init_containers, is_sidecar};
-use crate::runtime::resources::ContainerResources;
-use crate::runtime::state::{RuntimePod, State};
 
 /// Conditions that only the kubelet writes.
-pub(crate) const OWNED: [&str; 7] = [
-    "PodScheduled",
-    "Ready",
-    "Initialized",
-    "ContainersReady",
-    "PodReadyToStartContainers",
-    "PodResizePending",
-    "PodResizeInProgress",
-];
+pub(crate) const OWNED: [&str; 7] =
+    ["PodScheduled", "Ready", "Initialized", "ContainersReady", "PodReadyToStartContainers", PENDING, IN_PROGRESS];
 
 fn condition(pod: &Pod, kind: &str, status: bool, reason: &str, message: String) -> PodCondition {
     let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
@@ -38,15 +30,6 @@ fn list(names: &[&str]) -> String {
 
 fn find<'a>(statuses: &'a [ContainerStatus], name: &str) -> Option<&'a ContainerStatus> {
     statuses.iter().find(|status| status.name == name)
-}
-
-/// Present while a running container has other resources than its spec says.
-pub(crate) fn resize_in_progress(pod: &Pod, runtime: &RuntimePod) -> Option<PodCondition> {
-    let waits = runtime.containers.iter().filter(|container| container.state == State::Running).any(|running| {
-        let wanted = pod.container(&running.name).map(|(_, container)| ContainerResources::of(&container));
-        running.actuated.is_some_and(|actuated| wanted.is_some_and(|wanted| wanted != actuated))
-    });
-    waits.then(|| condition(pod, "PodResizeInProgress", true, "", String::new()))
 }
 
 pub(crate) fn scheduled(pod: &Pod) -> PodCondition {

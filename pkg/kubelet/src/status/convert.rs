@@ -155,7 +155,7 @@ impl Converter<'_> {
             image: from.image.clone(),
             image_id: from.image_id.clone(),
             container_id: Some(id.clone()),
-            resources: given(container, from.actuated.as_ref()),
+            resources: given(self.pod, container, from.actuated.as_ref()),
             allocated_resources: requests,
             volume_mounts: old.map_or_else(|| volume_mounts(container), |old| old.volume_mounts.clone()),
             user: from.user.as_ref().map(|user| ContainerUser {
@@ -274,13 +274,13 @@ fn some(text: &str) -> Option<String> {
 }
 
 /// The container's resources as it has them, which differ from those asked for while a resize is under way.
-fn given(container: &Container, actuated: Option<&ContainerResources>) -> Option<ResourceRequirements> {
+fn given(pod: &Pod, container: &Container, actuated: Option<&ContainerResources>) -> Option<ResourceRequirements> {
     let mut resources = container.resources.clone()?;
-    let Some(actuated) = actuated.filter(|actuated| **actuated != ContainerResources::of(container)) else {
+    let Some(actuated) = actuated.filter(|actuated| **actuated != ContainerResources::of(pod, container)) else {
         return Some(resources);
     };
     let correct = |list: &mut Option<BTreeMap<String, ApiQuantity>>, cpu: Option<i64>, memory: Option<i64>| {
-        let list = list.get_or_insert_default();
+        let Some(list) = list else { return };
         let cpu = cpu.map(|milli| Quantity::milli(milli, Format::DecimalSi));
         let memory = memory.map(|bytes| Quantity::new(bytes, Format::BinarySi));
         for (name, quantity) in [("cpu", cpu), ("memory", memory)] {

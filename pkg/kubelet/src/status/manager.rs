@@ -20,6 +20,7 @@ use rkube_client::transport::ClientError;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::allocation::conditions::{IN_PROGRESS, PENDING};
 use crate::pod::{PodExt, PodUid};
 use crate::status::{conditions, is_terminal_phase};
 
@@ -245,7 +246,11 @@ fn version_of(pod: &Pod) -> u64 {
 fn set_transition_times(status: &mut PodStatus, old: &PodStatus, now: Time) {
     for condition in status.conditions.iter_mut().flatten() {
         let before = old.conditions.iter().flatten().find(|before| before.type_ == condition.type_);
-        if condition.last_transition_time.is_some() && !conditions::OWNED.contains(&condition.type_.as_str()) {
+        // Resizes know their time, which changes with the reason.
+        let is_resize = [PENDING, IN_PROGRESS].contains(&condition.type_.as_str());
+        let has_time = is_resize || !conditions::OWNED.contains(&condition.type_.as_str());
+        if has_time && let Some(time) = &mut condition.last_transition_time {
+            *time = Time(rkube_apimachinery::time::whole_seconds(time.0));
             continue;
         }
         condition.last_transition_time = match before {

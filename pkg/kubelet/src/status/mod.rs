@@ -7,12 +7,14 @@ mod conditions;
 pub mod convert;
 pub mod manager;
 mod phase;
+mod whole;
 
 use jiff::Timestamp;
 use rkube_api::k8s::core::v1::{HostIP, Pod, PodCondition, PodIP, PodStatus};
 use rkube_api::meta::pkg::apis::meta::v1::Time;
 
 use crate::admission::Refusal;
+use crate::cm::Limits;
 use crate::pod::{ContainerKind, PodExt};
 use crate::runtime::state::{RuntimePod, sandbox_changed};
 use crate::runtime::sync::Waiting;
@@ -67,6 +69,10 @@ pub struct StatusInputs<'a> {
     pub host_ips: &'a [String],
     pub runtime_name: &'a str,
     pub now: Timestamp,
+    /// What is told of its resize.
+    pub resize: &'a [PodCondition],
+    /// What its cgroup is limited to.
+    pub limits: Option<Limits>,
 }
 
 pub(crate) fn is_terminal_phase(phase: &str) -> bool {
@@ -121,7 +127,9 @@ pub fn generate(inputs: &StatusInputs<'_>) -> PodStatus {
         containers_ready,
         conditions::scheduled(pod),
     ]);
-    conditions.extend(conditions::resize_in_progress(pod, runtime));
+    if !is_terminal_phase(&phase) {
+        conditions.extend(inputs.resize.iter().cloned());
+    }
     status.conditions = Some(conditions);
 
     let ips = if pod.is_host_network() && !all.is_empty() { inputs.host_ips.to_vec() } else { pod_ips(inputs) };
@@ -131,6 +139,7 @@ pub fn generate(inputs: &StatusInputs<'_>) -> PodStatus {
     let host_ips: Vec<HostIP> = inputs.host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect();
     status.host_ips = (!host_ips.is_empty()).then_some(host_ips);
 
+    (status.allocated_resources, status.resources) = whole::resources(inputs);
     let optional = |list: Vec<_>| (!list.is_empty()).then_some(list);
     status.container_statuses = Some(regular);
     status.init_container_statuses = optional(init);

@@ -156,7 +156,9 @@ impl VolumeManager {
         node: &NodeFacts,
         groups: &mut Vec<i64>,
     ) -> Result<MountedVolume, VolumeError> {
-        let sources = PayloadSources { objects: &self.objects, tokens: &self.tokens, client: &self.client, node, ips };
+        let left = self.volume_dir(pod, "projected", &volume.name);
+        let (objects, tokens) = (&self.objects, &self.tokens);
+        let sources = PayloadSources { objects, tokens, client: &self.client, node, ips, left: &left };
         if let Some(source) = &volume.empty_dir {
             return self.empty_dir(pod, &volume.name, source, node);
         }

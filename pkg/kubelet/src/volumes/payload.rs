@@ -3,6 +3,7 @@
 //! Behaves as pkg/volume/{configmap,secret,downwardapi,projected}, v1.36.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use rkube_api::k8s::core::v1::{
@@ -46,6 +47,8 @@ pub struct PayloadSources<'a> {
     pub client: &'a Client,
     pub node: &'a NodeFacts,
     pub ips: &'a [String],
+    /// Where the volume's files are, if any are left from before.
+    pub left: &'a Path,
 }
 
 fn mode(item: Option<i32>, default: Option<i32>) -> u32 {
@@ -186,12 +189,19 @@ async fn token(
         pod_name: pod.name().to_owned(),
         pod_uid: pod.uid(),
     };
-    let token = sources.tokens.get(&request).await?;
+    let data = match sources.objects.is_on_its_own().await {
+        false => sources.tokens.get(&request).await?.into_bytes(),
+        // The one it has is good until it expires. A pod that has none runs without until the server can give it one.
+        true => match std::fs::read(sources.left.join(&source.path)) {
+            Ok(left) => left,
+            Err(_) => return Ok(Payload::new()),
+        },
+    };
     // Where a pod says who it is, only it may read its token; else any user of its containers must.
     let user = common_user(pod);
     let has_group = spec.security_context.as_ref().is_some_and(|context| context.fs_group.is_some());
     let mode = if user.is_some() || has_group { 0o600 } else { mode(None, default_mode) };
-    let file = FileProjection { data: token.into_bytes(), mode, owner: user };
+    let file = FileProjection { data, mode, owner: user };
     Ok([(source.path.clone(), file)].into())
 }
 

@@ -66,6 +66,7 @@ impl RealNode {
         config.cgroup_mount = "/sys/fs/cgroup".into();
         config.cgroup_root.clone_from(&self.cgroup_root);
         config.registries = self.registries.clone();
+        config.pod_pids_max = Some(256);
         let (client, socket) = (self.client.clone(), self.containerd.socket());
         self.life = Some(Life::start(config, move || {
             let runtime = Remote::new(socket.to_str().unwrap()).unwrap();
