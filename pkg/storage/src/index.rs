@@ -75,7 +75,6 @@ pub(crate) struct Past<V> {
     pub(crate) key: Arc<str>,
     pub(crate) revision: Revision,
     pub(crate) value: Option<V>,
-    pub(crate) previous: Option<(Revision, V)>,
 }
 
 /// What a bounded walk over history found.
@@ -135,8 +134,8 @@ impl<V: Clone> Index<V> {
         Ok(())
     }
 
-    /// Adds a change at a revision after `current`. Returns what the key was before.
-    pub(crate) fn apply(&mut self, key: Arc<str>, revision: Revision, value: Option<V>) -> Option<(Revision, V)> {
+    /// Adds a change at a revision after `current`.
+    pub(crate) fn apply(&mut self, key: Arc<str>, revision: Revision, value: Option<V>) {
         debug_assert!(revision > self.current, "changes come in order");
         self.current = revision;
         let version = Version { revision, value };
@@ -144,14 +143,11 @@ impl<V: Clone> Index<V> {
             Entry::Occupied(mut entry) => {
                 self.history.push_back((revision, entry.key().clone()));
                 let versions = entry.get_mut();
-                let before = std::mem::replace(&mut versions.newest, version);
-                versions.older.push(before.clone());
-                before.value.map(|value| (before.revision, value))
+                versions.older.push(std::mem::replace(&mut versions.newest, version));
             }
             Entry::Vacant(entry) => {
                 self.history.push_back((revision, entry.key().clone()));
                 entry.insert(Versions { newest: version, older: Vec::new() });
-                None
             }
         }
     }
@@ -259,13 +255,9 @@ impl<V: Clone> Index<V> {
     }
 
     fn past(&self, key: &Arc<str>, revision: Revision) -> Option<Past<V>> {
-        let versions = self.keys.get(key)?;
-        let version = versions.at(revision)?;
+        let version = self.keys.get(key)?.at(revision)?;
         debug_assert_eq!(version.revision, revision, "history and versions agree");
-        let previous = versions
-            .at(revision.before())
-            .and_then(|before| before.value.clone().map(|value| (before.revision, value)));
-        Some(Past { key: key.clone(), revision, value: version.value.clone(), previous })
+        Some(Past { key: key.clone(), revision, value: version.value.clone() })
     }
 
     /// Announces a compaction. `drop_history` carries it out.

@@ -50,8 +50,8 @@ impl MemoryStorage {
             return Ok(WriteOutcome::Failed(existing));
         }
         let revision = index.current().next();
-        let previous = index.apply(Arc::from(key), revision, value.clone());
-        self.shared.hub.publish(&change(key, revision, value, previous));
+        index.apply(Arc::from(key), revision, value.clone());
+        self.shared.hub.publish(&change(key, revision, value));
         Ok(WriteOutcome::Done(revision))
     }
 }
@@ -129,10 +129,7 @@ impl History for Shared {
             if replay.through == index.current() {
                 watcher.caught_up();
             }
-            let changes = replay
-                .changes
-                .into_iter()
-                .map(|Past { key, revision, value, previous }| change(&key, revision, value, previous));
+            let changes = replay.changes.into_iter().map(|Past { key, revision, value }| change(&key, revision, value));
             (changes.collect(), replay.through)
         });
         ready(replayed).boxed()
@@ -143,11 +140,6 @@ fn key_value(visible: Visible<Bytes>) -> KeyValue {
     KeyValue { key: visible.key.as_ref().to_owned(), value: visible.value, mod_revision: visible.revision }
 }
 
-fn change(key: &str, revision: Revision, value: Option<Bytes>, previous: Option<(Revision, Bytes)>) -> Change {
-    Change {
-        key: key.to_owned(),
-        revision,
-        kind: value.map_or(ChangeKind::Delete, ChangeKind::Put),
-        previous: previous.map(|(mod_revision, value)| KeyValue { key: key.to_owned(), value, mod_revision }),
-    }
+fn change(key: &str, revision: Revision, value: Option<Bytes>) -> Change {
+    Change { key: key.to_owned(), revision, kind: value.map_or(ChangeKind::Delete, ChangeKind::Put) }
 }

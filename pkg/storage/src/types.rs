@@ -65,8 +65,6 @@ pub struct Change {
     pub key: String,
     pub revision: Revision,
     pub kind: ChangeKind,
-    /// The value before the change, where there was one and it is not compacted.
-    pub previous: Option<KeyValue>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -99,7 +99,7 @@ fn size_of_change(change: &Change) -> usize {
         ChangeKind::Put(value) => value.len(),
         ChangeKind::Delete => 0,
     };
-    value + change.key.len() + change.previous.as_ref().map_or(0, |previous| previous.value.len())
+    value + change.key.len()
 }
 
 /// The watchers of one prefix, by id.
@@ -130,15 +130,6 @@ impl Hub {
     /// Asks all watchers to report. The caller holds a lock of the index, whose newest revision is `current`.
     pub(crate) fn request_progress(&self, current: Revision) {
         self.for_each(|watcher| watcher.tell(|state| state.progress = Some(current)));
-    }
-
-    /// Ends the watches of `key`: a change of it cannot be told.
-    pub(crate) fn fail(&self, key: &str, error: &StorageError) {
-        for (prefix, watchers) in self.by_prefix.read().iter() {
-            if key.starts_with(prefix.as_str()) {
-                watchers.iter().for_each(|(_, watcher)| watcher.tell(|state| state.end = Some(error.clone())));
-            }
-        }
     }
 
     /// Ends all watches.

@@ -381,25 +381,22 @@ impl Shared {
     }
 }
 
-/// A change found in history, with where its values lie.
+/// A change found in history, with where its value lies.
 struct PastRecord {
     key: Arc<str>,
     revision: Revision,
     value: Option<Wanted>,
-    previous: Option<Wanted>,
 }
 
 impl PastRecord {
     fn new(state: &State, past: Past<Location>) -> Result<Self, StorageError> {
-        let Past { key, revision, value, previous } = past;
+        let Past { key, revision, value } = past;
         let value = value.map(|location| state.wanted(&key, revision, location)).transpose()?;
-        let previous = previous.map(|(revision, location)| state.wanted(&key, revision, location)).transpose()?;
-        Ok(Self { key, revision, value, previous })
+        Ok(Self { key, revision, value })
     }
 
     fn bytes(&self) -> u64 {
-        let len = |wanted: &Wanted| u64::from(wanted.place.location.len);
-        self.value.as_ref().map_or(0, len) + self.previous.as_ref().map_or(0, len)
+        self.value.as_ref().map_or(0, |wanted| u64::from(wanted.place.location.len))
     }
 
     fn read(self) -> Result<Change, StorageError> {
@@ -407,8 +404,7 @@ impl PastRecord {
             Some(wanted) => ChangeKind::Put(wanted.read()?.value),
             None => ChangeKind::Delete,
         };
-        let previous = self.previous.map(Wanted::read).transpose()?;
-        Ok(Change { key: self.key.as_ref().to_owned(), revision: self.revision, kind, previous })
+        Ok(Change { key: self.key.as_ref().to_owned(), revision: self.revision, kind })
     }
 }
 

@@ -27,7 +27,7 @@ use super::housekeeping::Checkpointer;
 use super::read::Wanted;
 use super::recovery::Recovered;
 use super::state::{Segment, Shared, State, segment_name};
-use crate::{Change, ChangeKind, KeyValue, Precondition, Revision, StorageError};
+use crate::{Change, ChangeKind, Precondition, Revision, StorageError};
 
 /// A batch takes requests until it has this many bytes, or this many of them.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
@@ -112,7 +112,6 @@ struct Entry {
     revision: Revision,
     value: Option<Bytes>,
     location: Option<Location>,
-    previous: Option<(Revision, Location)>,
 }
 
 enum Reply {
@@ -277,7 +276,7 @@ impl Writer {
         let location = value.is_some().then(|| self.log.location(&range));
         let key: Arc<str> = key.into();
         self.round.pending.insert(key.clone(), self.round.entries.len());
-        self.round.entries.push(Entry { key, revision, value, location, previous: existing });
+        self.round.entries.push(Entry { key, revision, value, location });
         self.round.replies.push(Reply::Write(reply, Outcome::Done(revision)));
     }
 
@@ -381,35 +380,16 @@ impl Writer {
         }
     }
 
-    /// The changes of this round that someone watches, with what was there before.
+    /// The changes of this round that someone watches.
     fn changes(&self) -> Vec<Change> {
-        let mut changes = Vec::new();
-        for entry in &self.round.entries {
-            if !self.shared.hub.is_watched(&entry.key) {
-                continue;
-            }
-            let previous = match self.previous(entry) {
-                Ok(previous) => previous,
-                Err(error) => {
-                    tracing::error!(revision = entry.revision.0, %error, "Could not read the value before a change");
-                    self.shared.hub.fail(&entry.key, &error);
-                    continue;
-                }
-            };
-            changes.push(Change {
+        let watched = self.round.entries.iter().filter(|entry| self.shared.hub.is_watched(&entry.key));
+        watched
+            .map(|entry| Change {
                 key: entry.key.as_ref().to_owned(),
                 revision: entry.revision,
                 kind: entry.value.clone().map_or(ChangeKind::Delete, ChangeKind::Put),
-                previous,
-            });
-        }
-        changes
-    }
-
-    fn previous(&self, entry: &Entry) -> Result<Option<KeyValue>, StorageError> {
-        let Some((revision, location)) = entry.previous else { return Ok(None) };
-        let Some(place) = self.shared.state.read().place(location) else { return Ok(None) };
-        Wanted { key: entry.key.as_ref().to_owned(), revision, place }.read().map(Some)
+            })
+            .collect()
     }
 
     fn answer(&mut self) {

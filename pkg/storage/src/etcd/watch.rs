@@ -121,8 +121,7 @@ impl Watch {
         while self.connection.is_none() {
             let options = WatchOptions::new()
                 .with_range(prefix_end(&self.prefix))
-                .with_start_revision(to_etcd(self.delivered.next()))
-                .with_prev_key();
+                .with_start_revision(to_etcd(self.delivered.next()));
             let mut client = self.shared.client.watch_client().max_decoding_message_size(MAX_ANSWER);
             let opened =
                 tokio::time::timeout(REQUEST_TIMEOUT, client.watch(start_key(&self.prefix), Some(options))).await;
@@ -259,19 +258,11 @@ fn change(event: &Event) -> Result<Change, StorageError> {
     let Some(kv) = event.kv() else {
         return Err(StorageError::Corrupt { detail: "an event without a key".to_owned() });
     };
-    let previous = match event.prev_kv() {
-        Some(previous) => Some(crate::KeyValue {
-            key: text(previous.key())?,
-            value: Bytes::copy_from_slice(previous.value()),
-            mod_revision: from_etcd(previous.mod_revision()),
-        }),
-        None => None,
-    };
     let kind = match event.event_type() {
         EventType::Put => ChangeKind::Put(Bytes::copy_from_slice(kv.value())),
         EventType::Delete => ChangeKind::Delete,
     };
-    Ok(Change { key: text(kv.key())?, revision: from_etcd(kv.mod_revision()), kind, previous })
+    Ok(Change { key: text(kv.key())?, revision: from_etcd(kv.mod_revision()), kind })
 }
 
 /// By how much an event changes the number of keys.

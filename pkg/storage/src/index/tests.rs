@@ -38,8 +38,7 @@ fn check(commands: &str, expected: Expect) {
             "changes" => match index.replay("", Revision(argument.parse().unwrap()), usize::MAX) {
                 Ok(replay) => {
                     for change in replay.changes {
-                        let (before, now) = (change.previous.map(|(_, value)| value), change.value);
-                        out += &format!("{} {}: {before:?} -> {now:?}\n", change.revision.0, change.key);
+                        out += &format!("{} {}: {:?}\n", change.revision.0, change.key, change.value);
                     }
                 }
                 Err(error) => out += &format!("{error}\n"),
@@ -75,7 +74,7 @@ fn a_compacted_deletion_leaves_nothing_and_one_after_it_stays() {
         expect![[r#"
             dropped ["a1"]
             dropped ["a3"]
-            5 a: None -> Some("a5")
+            5 a: Some("a5")
             at 4: []
             at 5: ["a5"]
         "#]],
@@ -83,19 +82,19 @@ fn a_compacted_deletion_leaves_nothing_and_one_after_it_stays() {
 }
 
 #[test]
-fn changes_carry_what_was_before_unless_compacted() {
+fn changes_are_kept_until_compacted() {
     check(
         "put a, put a, del a, put b, put a, changes 0, compact 2, changes 2, changes 1, changes 6",
         expect![[r#"
-            1 a: None -> Some("a1")
-            2 a: Some("a1") -> Some("a2")
-            3 a: Some("a2") -> None
-            4 b: None -> Some("b4")
-            5 a: None -> Some("a5")
+            1 a: Some("a1")
+            2 a: Some("a2")
+            3 a: None
+            4 b: Some("b4")
+            5 a: Some("a5")
             dropped ["a1"]
-            3 a: Some("a2") -> None
-            4 b: None -> Some("b4")
-            5 a: None -> Some("a5")
+            3 a: None
+            4 b: Some("b4")
+            5 a: Some("a5")
             revision 1 is compacted, the oldest kept is 2
             revision 6 is in the future, the newest is 5
         "#]],

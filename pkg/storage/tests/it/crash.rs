@@ -244,6 +244,8 @@ fn check_history(changes: &[Change], said: &Said, newest: Revision, context: &st
         let found = by_revision.get(revision).unwrap_or_else(|| panic!("{context}: revision {revision} is lost"));
         assert_eq!((&found.key, &unique(found)), (key, what), "{context}");
     }
+    // What each key was last written at, as far as the history tells: 0 after a deletion.
+    let mut written: BTreeMap<&str, u64> = BTreeMap::new();
     for change in changes {
         if change.revision > newest {
             let fact = (change.key.clone(), unique(change));
@@ -251,9 +253,12 @@ fn check_history(changes: &[Change], said: &Said, newest: Revision, context: &st
         }
         if let ChangeKind::Put(value) = &change.kind {
             let replaces: u64 = text(value).split(' ').nth(1).unwrap().parse().unwrap();
-            let previous = change.previous.as_ref().map_or(0, |previous| previous.mod_revision.0);
-            assert_eq!(previous, replaces, "{context}: {}", change.key);
+            if let Some(before) = written.get(change.key.as_str()) {
+                assert_eq!(*before, replaces, "{context}: {}", change.key);
+            }
         }
+        let now = if change.kind == ChangeKind::Delete { 0 } else { change.revision.0 };
+        written.insert(&change.key, now);
     }
     changes.len()
 }

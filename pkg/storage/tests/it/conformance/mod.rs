@@ -144,15 +144,11 @@ pub(crate) async fn changes_until(stream: &mut WatchStream, revision: Revision) 
     changes
 }
 
-/// `key=value` or `-key`, with what was before in brackets.
+/// `key=value` or `-key`.
 pub(crate) fn describe(change: &Change) -> String {
-    let now = match &change.kind {
+    match &change.kind {
         ChangeKind::Put(value) => format!("{}={}", change.key, String::from_utf8_lossy(value)),
         ChangeKind::Delete => format!("-{}", change.key),
-    };
-    match &change.previous {
-        Some(previous) => format!("{now} [{}]", String::from_utf8_lossy(&previous.value)),
-        None => now,
     }
 }
 
