@@ -59,6 +59,7 @@ impl Clock for SystemClock {
         self.start.elapsed()
     }
 
+    #[allow(clippy::disallowed_methods, reason = "the one place that waits for time to pass")]
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
         Box::pin(tokio::time::sleep(duration))
     }
