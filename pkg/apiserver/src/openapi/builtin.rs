@@ -159,7 +159,7 @@ mod tests {
         }
     }
 
-    /// Operation ids and kinds of every path of ours are upstream's.
+    /// Operation ids, kinds and descriptions of every path of ours are upstream's, and so are the names of parameters.
     #[test]
     fn operations_are_golden() {
         let golden = golden();
@@ -172,11 +172,21 @@ mod tests {
                     continue;
                 }
                 let theirs = &golden["paths"][path][method];
-                for member in ["operationId", "x-kubernetes-group-version-kind", "x-kubernetes-action", "tags"] {
+                const MEMBERS: [&str; 5] =
+                    ["operationId", "description", "x-kubernetes-group-version-kind", "x-kubernetes-action", "tags"];
+                for member in MEMBERS {
                     if operation[member] != theirs[member] {
                         differences.push(format!("{method} {path} {member}: {} {}", operation[member], theirs[member]));
                     }
                 }
+            }
+            let name_of = |item: &Value| {
+                let parameters = item["parameters"].as_array().cloned().unwrap_or_default();
+                parameters.into_iter().find(|one| one["name"] == "name").map(|one| one["description"].clone())
+            };
+            let (name, expected) = (name_of(item), name_of(&golden["paths"][path]));
+            if name != expected {
+                differences.push(format!("{path}: {name:?} {expected:?}"));
             }
         }
         assert!(differences.is_empty(), "{}", differences.join("\n"));

@@ -41,6 +41,58 @@ const MEDIA_TYPES: [&str; 3] = ["application/json", "application/vnd.kubernetes.
 /// Streams and proxies: no objects.
 const CONNECTED: [&str; 4] = ["attach", "exec", "portforward", "proxy"];
 
+/// What an operation is about.
+struct Subject<'a> {
+    row: &'a Resource,
+    /// Empty for the resource itself.
+    subresource: &'a str,
+    /// What is sent and answered.
+    gvk: GroupVersionKind,
+}
+
+impl<'a> Subject<'a> {
+    fn of(row: &'a Resource) -> Self {
+        Self { row, subresource: "", gvk: row.gvk() }
+    }
+
+    fn sub(row: &'a Resource, sub: &'a Subresource) -> Self {
+        let gvk = GroupVersionKind::new(sub.group.as_ref(), sub.version.as_ref(), sub.kind.as_ref());
+        Self { row, subresource: &sub.name, gvk }
+    }
+
+    /// What an operation does, in the words of `apiserver/pkg/endpoints/installer.go`.
+    fn description(&self, action: &str, method: &str) -> String {
+        let kind = &self.row.kind;
+        let of = match self.subresource {
+            "" => String::new(),
+            sub => format!("{sub} of "),
+        };
+        let article = article(kind);
+        match action {
+            "list" if self.row.has_verb("watch") => format!("list or watch objects of kind {kind}"),
+            "list" => format!("list objects of kind {kind}"),
+            "get" => format!("read {of}the specified {kind}"),
+            "put" => format!("replace {of}the specified {kind}"),
+            "patch" => format!("partially update {of}the specified {kind}"),
+            "post" => format!("create {of}{article}{kind}"),
+            "delete" => format!("delete {of}{article}{kind}"),
+            "deletecollection" => format!("delete collection of {kind}"),
+            _ => format!("{action} {} requests to {of}{kind}", method.to_uppercase()),
+        }
+    }
+}
+
+/// With the space after it. What ends like a plural has none.
+fn article(kind: &str) -> &'static str {
+    if kind.ends_with('s') && !kind.ends_with("ss") {
+        ""
+    } else if kind.starts_with(['A', 'E', 'I', 'O', 'U']) {
+        "an "
+    } else {
+        "a "
+    }
+}
+
 /// Writes the operations of resources.
 pub(super) struct Paths<'a> {
     pub(super) dialect: Dialect,
@@ -60,32 +112,33 @@ impl Paths<'_> {
         let prefix = id_prefix(row);
         let scope = if row.namespaced { "Namespaced" } else { "" };
         let kind = &row.kind;
+        let subject = Subject::of(row);
         if row.namespaced && row.has_verb("list") {
             let id = format!("list{prefix}{kind}ForAllNamespaces");
             let mut item = Map::new();
-            item.insert("get".to_owned(), self.list(row, &id));
-            self.put(into, format!("{base}/{}", row.plural), item, false, false);
+            item.insert("get".to_owned(), self.list(&subject, &id));
+            self.put(into, format!("{base}/{}", row.plural), item, false, None);
         }
         let mut item = Map::new();
         if row.has_verb("list") {
-            item.insert("get".to_owned(), self.list(row, &format!("list{prefix}{scope}{kind}")));
+            item.insert("get".to_owned(), self.list(&subject, &format!("list{prefix}{scope}{kind}")));
         }
         if row.has_verb("create") {
             let id = format!("create{prefix}{scope}{kind}");
-            item.insert("post".to_owned(), self.write(row, &row.gvk(), &id, "post", &WRITE_PARAMETERS));
+            item.insert("post".to_owned(), self.write(&subject, &id, "post", &WRITE_PARAMETERS));
         }
         if row.has_verb("deletecollection") {
             let id = format!("delete{prefix}Collection{scope}{kind}");
-            item.insert("delete".to_owned(), self.delete(row, &id, "deletecollection"));
+            item.insert("delete".to_owned(), self.delete(&subject, &id, "deletecollection"));
         }
-        self.put(into, collection.clone(), item, row.namespaced, false);
+        self.put(into, collection.clone(), item, row.namespaced, None);
         let mut item = Map::new();
-        self.object_operations(row, &row.gvk(), &row.verbs, &format!("{prefix}{scope}{kind}"), &mut item);
+        self.object_operations(&subject, &row.verbs, &format!("{prefix}{scope}{kind}"), &mut item);
         if row.has_verb("delete") {
             let id = format!("delete{prefix}{scope}{kind}");
-            item.insert("delete".to_owned(), self.delete(row, &id, "delete"));
+            item.insert("delete".to_owned(), self.delete(&subject, &id, "delete"));
         }
-        self.put(into, format!("{collection}/{{name}}"), item, row.namespaced, true);
+        self.put(into, format!("{collection}/{{name}}"), item, row.namespaced, Some(kind));
         for sub in row.subresources.iter() {
             self.subresource(row, sub, &format!("{prefix}{scope}{kind}{}", title(&sub.name)), &collection, into);
         }
@@ -99,7 +152,7 @@ impl Paths<'_> {
         collection: &str,
         into: &mut Map<String, Value>,
     ) {
-        let gvk = GroupVersionKind::new(sub.group.as_ref(), sub.version.as_ref(), sub.kind.as_ref());
+        let subject = Subject::sub(row, sub);
         let mut item = Map::new();
         if CONNECTED.contains(&sub.name.as_ref()) {
             for (verb, method) in
@@ -110,39 +163,39 @@ impl Paths<'_> {
                     let (prefix, rest) = id.split_at(id_prefix(row).len());
                     let id = format!("connect{prefix}{}{rest}", title(method));
                     let text = json!({"type": "string"});
-                    item.insert(method.to_owned(), self.operation(row, &gvk, &id, "connect", text, "200"));
+                    item.insert(method.to_owned(), self.operation(&subject, &id, ("connect", method), text, "200"));
                 }
             }
         } else {
-            self.object_operations(row, &gvk, &sub.verbs, id, &mut item);
+            self.object_operations(&subject, &sub.verbs, id, &mut item);
             if sub.verbs.iter().any(|verb| verb == "create") {
                 let id = format!("create{id}");
-                item.insert("post".to_owned(), self.write(row, &gvk, &id, "post", &WRITE_PARAMETERS));
+                item.insert("post".to_owned(), self.write(&subject, &id, "post", &WRITE_PARAMETERS));
             }
         }
-        self.put(into, format!("{collection}/{{name}}/{}", sub.name), item, row.namespaced, true);
+        self.put(into, format!("{collection}/{{name}}/{}", sub.name), item, row.namespaced, Some(&sub.kind));
     }
 
     /// GET, PUT and PATCH of one object.
     fn object_operations(
         &mut self,
-        row: &Resource,
-        gvk: &GroupVersionKind,
+        subject: &Subject<'_>,
         verbs: &[std::borrow::Cow<'static, str>],
         id: &str,
         item: &mut Map<String, Value>,
     ) {
         let has = |verb: &str| verbs.iter().any(|known| known == verb);
         if has("get") {
-            let body = self.kind(gvk);
-            item.insert("get".to_owned(), self.operation(row, gvk, &format!("read{id}"), "get", body, "200"));
+            let body = self.kind(&subject.gvk);
+            let id = format!("read{id}");
+            item.insert("get".to_owned(), self.operation(subject, &id, ("get", "get"), body, "200"));
         }
         if has("update") {
-            let operation = self.write(row, gvk, &format!("replace{id}"), "put", &WRITE_PARAMETERS);
+            let operation = self.write(subject, &format!("replace{id}"), "put", &WRITE_PARAMETERS);
             item.insert("put".to_owned(), operation);
         }
         if has("patch") {
-            item.insert("patch".to_owned(), self.patch(row, gvk, &format!("patch{id}")));
+            item.insert("patch".to_owned(), self.patch(subject, &format!("patch{id}")));
         }
     }
 
@@ -153,42 +206,36 @@ impl Paths<'_> {
         }
     }
 
-    fn list(&mut self, row: &Resource, id: &str) -> Value {
+    fn list(&mut self, subject: &Subject<'_>, id: &str) -> Value {
+        let row = subject.row;
         let list = GroupVersionKind::new(row.group.as_ref(), row.version.as_ref(), format!("{}List", row.kind));
         let body = self.kind(&list);
-        let mut operation = self.operation(row, &row.gvk(), id, "list", body, "200");
+        let mut operation = self.operation(subject, id, ("list", "get"), body, "200");
         self.parameters(&mut operation, &LIST_PARAMETERS);
         operation
     }
 
-    fn write(
-        &mut self,
-        row: &Resource,
-        gvk: &GroupVersionKind,
-        id: &str,
-        action: &str,
-        parameters: &[(&str, &str)],
-    ) -> Value {
-        let body = self.kind(gvk);
+    fn write(&mut self, subject: &Subject<'_>, id: &str, action: &str, parameters: &[(&str, &str)]) -> Value {
+        let body = self.kind(&subject.gvk);
         let code = if action == "post" { "201" } else { "200" };
-        let mut operation = self.operation(row, gvk, id, action, body.clone(), code);
+        let mut operation = self.operation(subject, id, (action, action), body.clone(), code);
         self.parameters(&mut operation, parameters);
         self.body(&mut operation, body, &["*/*"], true);
         operation
     }
 
-    fn patch(&mut self, row: &Resource, gvk: &GroupVersionKind, id: &str) -> Value {
-        let body = self.kind(gvk);
-        let mut operation = self.operation(row, gvk, id, "patch", body, "200");
+    fn patch(&mut self, subject: &Subject<'_>, id: &str) -> Value {
+        let body = self.kind(&subject.gvk);
+        let mut operation = self.operation(subject, id, ("patch", "patch"), body, "200");
         self.parameters(&mut operation, &PATCH_PARAMETERS);
         let patch = self.definitions.reference_named(&format!("{META}Patch"));
         self.body(&mut operation, patch, &PATCH_TYPES, true);
         operation
     }
 
-    fn delete(&mut self, row: &Resource, id: &str, action: &str) -> Value {
+    fn delete(&mut self, subject: &Subject<'_>, id: &str, action: &str) -> Value {
         let status = self.definitions.reference_named(&format!("{META}Status"));
-        let mut operation = self.operation(row, &row.gvk(), id, action, status, "200");
+        let mut operation = self.operation(subject, id, (action, "delete"), status, "200");
         self.parameters(&mut operation, &DELETE_PARAMETERS);
         let options = self.definitions.reference_named(&format!("{META}DeleteOptions"));
         self.body(&mut operation, options, &["*/*"], false);
@@ -197,10 +244,9 @@ impl Paths<'_> {
 
     fn operation(
         &mut self,
-        row: &Resource,
-        gvk: &GroupVersionKind,
+        subject: &Subject<'_>,
         id: &str,
-        action: &str,
+        (action, method): (&str, &str),
         body: Value,
         code: &str,
     ) -> Value {
@@ -212,10 +258,12 @@ impl Paths<'_> {
                 json!({"description": "OK", "content": content})
             }
         };
+        let gvk = &subject.gvk;
         let mut operation = json!({
+            "description": subject.description(action, method),
             "operationId": id,
             "responses": {code: answer, "401": {"description": "Unauthorized"}},
-            "tags": [tag(row)],
+            "tags": [tag(subject.row)],
             "x-kubernetes-action": action,
             "x-kubernetes-group-version-kind": {"group": gvk.group, "version": gvk.version, "kind": gvk.kind},
         });
@@ -267,21 +315,23 @@ impl Paths<'_> {
         }
     }
 
-    /// Adds a path with the parameters all its operations share.
+    /// Adds a path with the parameters all its operations share. `named`: the kind that a name in the path is of.
     fn put(
         &self,
         into: &mut Map<String, Value>,
         path: String,
         mut item: Map<String, Value>,
         namespaced: bool,
-        named: bool,
+        named: Option<&str>,
     ) {
         if item.is_empty() {
             return;
         }
         let mut parameters = Vec::new();
-        if named {
-            parameters.push(self.parameter("path", "name", "string"));
+        if let Some(kind) = named {
+            let mut name = self.parameter("path", "name", "string");
+            name["description"] = json!(format!("name of the {kind}"));
+            parameters.push(name);
         }
         if namespaced {
             parameters.push(self.parameter("path", "namespace", "string"));
