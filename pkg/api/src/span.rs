@@ -11,8 +11,14 @@ pub(crate) fn metadata(json: &[u8]) -> Option<Range<usize>> {
     members.find(|member| json.get(member.name.clone()) == Some(b"metadata")).map(|member| member.value)
 }
 
-/// The member `managedFields` of the metadata, with the comma that goes with it.
-pub(crate) fn managed_fields(json: &[u8]) -> Option<Range<usize>> {
+/// The member `managedFields` of the metadata.
+pub(crate) struct ManagedFields {
+    /// With the comma that goes with it.
+    pub(crate) member: Range<usize>,
+    pub(crate) value: Range<usize>,
+}
+
+pub(crate) fn managed_fields(json: &[u8]) -> Option<ManagedFields> {
     let metadata = metadata(json)?;
     let mut members = Members::of(json, metadata.start)?;
     let member = members.find(|member| json.get(member.name.clone()) == Some(b"managedFields"))?;
@@ -20,11 +26,11 @@ pub(crate) fn managed_fields(json: &[u8]) -> Option<Range<usize>> {
     let start = member.name.start.checked_sub(1)?;
     let after = skip_space(json, member.value.end);
     if json.get(after) == Some(&b',') {
-        return Some(start..after + 1);
+        return Some(ManagedFields { member: start..after + 1, value: member.value });
     }
     let before = json.get(..start)?.trim_ascii_end().len();
     let start = if json.get(..before)?.ends_with(b",") { before - 1 } else { start };
-    Some(start..member.value.end)
+    Some(ManagedFields { member: start..member.value.end, value: member.value })
 }
 
 /// `json` without a part of it.
@@ -82,11 +88,11 @@ fn skip_string(json: &[u8], at: usize) -> Option<usize> {
     }
     let mut at = at + 1;
     loop {
-        match json.get(at)? {
-            b'"' => return Some(at + 1),
-            b'\\' => at += 2,
-            _ => at += 1,
+        at += memchr::memchr2(b'"', b'\\', json.get(at..)?)?;
+        if json.get(at) == Some(&b'"') {
+            return Some(at + 1);
         }
+        at += 2;
     }
 }
 
@@ -126,8 +132,14 @@ mod tests {
         let bytes = json.as_bytes();
         let text = |range: Range<usize>| json.get(range).expect("on boundaries");
         assert_eq!(metadata(bytes).map(text), metadata_text, "{json}");
-        let left = managed_fields(bytes).map(|part| String::from_utf8(without(bytes, part)).expect("text"));
+        let found = managed_fields(bytes);
+        let left = found.as_ref().map(|found| String::from_utf8(without(bytes, found.member.clone())).expect("text"));
         assert_eq!(left.as_deref(), rest, "{json}");
+        if let Some(found) = found {
+            let tree: serde_json::Value = serde_json::from_str(json).expect("JSON");
+            let value: serde_json::Value = serde_json::from_str(text(found.value)).expect("JSON");
+            assert_eq!(value, tree["metadata"]["managedFields"], "{json}");
+        }
     }
 
     #[test]

@@ -5,10 +5,9 @@
 //! Everything after is copied as it is.
 
 use std::fmt;
-use std::io::Write as _;
 
 use bytes::Bytes;
-use rkube_api::object::Selection;
+use rkube_api::object::{Parts, Selection};
 use rkube_api::resource::SelectableField;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
@@ -16,6 +15,7 @@ use serde_json::{Map, Value};
 /// The path of a field that objects never have.
 const NOWHERE: &str = "-";
 
+const MANAGED_FIELDS: &str = "managedFields";
 const METADATA: &str = "\"metadata\":{";
 const VERSION: &str = "\"resourceVersion\":\"";
 
@@ -38,13 +38,56 @@ pub(crate) struct Encoded {
 
 /// Encodes for storage. `value` keeps everything but its resourceVersion.
 pub(crate) fn encode(value: &mut Value) -> Result<Bytes, EncodeError> {
+    encode_with_owners(value, None)
+}
+
+/// As `encode`, with `metadata.managedFields` as text where the object has none: where they would be if it had them.
+pub(crate) fn encode_with_owners(value: &mut Value, owners: Option<&[u8]>) -> Result<Bytes, EncodeError> {
     let object = value.as_object_mut().ok_or(EncodeError::Shape)?;
     let metadata = object.get_mut("metadata").and_then(Value::as_object_mut).ok_or(EncodeError::Shape)?;
     metadata.remove("resourceVersion");
-    encode_object(object)
+    encode_object(object, owners)
 }
 
-fn encode_object(object: &Map<String, Value>) -> Result<Bytes, EncodeError> {
+/// The object in parts, with other metadata, encoded for storage.
+pub(crate) fn encode_parts(parts: &Parts, metadata: &mut Map<String, Value>) -> Result<Bytes, EncodeError> {
+    metadata.remove("resourceVersion");
+    let mut out = Vec::with_capacity(parts.before.len() + parts.after.len() + 2048);
+    out.extend_from_slice(&parts.before);
+    encode_metadata(metadata, parts.owners.as_deref(), &mut out)?;
+    out.extend_from_slice(&parts.after);
+    Ok(Bytes::from(out))
+}
+
+fn encode_metadata(metadata: &Map<String, Value>, owners: Option<&[u8]>, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    let before = metadata.iter().filter(|(name, _)| name.as_str() < MANAGED_FIELDS);
+    let after = metadata.iter().filter(|(name, _)| name.as_str() >= MANAGED_FIELDS);
+    let member = |out: &mut Vec<u8>, name: &String, value: &Value| {
+        serde_json::to_writer(&mut *out, name)?;
+        out.push(b':');
+        serde_json::to_writer(&mut *out, value)?;
+        out.push(b',');
+        Ok(())
+    };
+    out.push(b'{');
+    for (name, value) in before {
+        member(out, name, value).map_err(EncodeError::Json)?;
+    }
+    if let Some(owners) = owners {
+        for part in [b"\"", MANAGED_FIELDS.as_bytes(), b"\":", owners, b","] {
+            out.extend_from_slice(part);
+        }
+    }
+    for (name, value) in after {
+        member(out, name, value).map_err(EncodeError::Json)?;
+    }
+    // Every member left a comma behind it.
+    out.pop_if(|last| *last == b',');
+    out.push(b'}');
+    Ok(())
+}
+
+fn encode_object(object: &Map<String, Value>, owners: Option<&[u8]>) -> Result<Bytes, EncodeError> {
     let mut out = Vec::with_capacity(1024);
     let field = |name: &str| object.get(name).ok_or(EncodeError::Shape);
     out.extend_from_slice(b"{\"apiVersion\":");
@@ -52,7 +95,10 @@ fn encode_object(object: &Map<String, Value>) -> Result<Bytes, EncodeError> {
     out.extend_from_slice(b",\"kind\":");
     serde_json::to_writer(&mut out, field("kind")?).map_err(EncodeError::Json)?;
     out.extend_from_slice(b",\"metadata\":");
-    serde_json::to_writer(&mut out, field("metadata")?).map_err(EncodeError::Json)?;
+    match (owners, field("metadata")?) {
+        (Some(_), Value::Object(metadata)) => encode_metadata(metadata, owners, &mut out)?,
+        (_, metadata) => serde_json::to_writer(&mut out, metadata).map_err(EncodeError::Json)?,
+    }
     for (name, value) in object.iter().filter(|(name, _)| !matches!(name.as_str(), "apiVersion" | "kind" | "metadata"))
     {
         out.push(b',');
@@ -89,17 +135,10 @@ pub(crate) fn with_revision(stored: &Bytes, revision: u64) -> Result<Bytes, Enco
 
 fn splice(bytes: &[u8], start: usize, revision: u64) -> Result<Bytes, EncodeError> {
     let (head, tail) = bytes.split_at_checked(start).ok_or(EncodeError::Shape)?;
-    let mut out = Vec::with_capacity(bytes.len() + VERSION.len() + 24);
-    out.extend_from_slice(head);
-    out.extend_from_slice(VERSION.as_bytes());
-    // Writing to a vector cannot fail.
-    let _ = write!(out, "{revision}");
-    out.push(b'"');
-    if tail.first() != Some(&b'}') {
-        out.push(b',');
-    }
-    out.extend_from_slice(tail);
-    Ok(Bytes::from(out))
+    let digits = revision.to_string();
+    let end = if tail.first() == Some(&b'}') { "\"" } else { "\"," };
+    // Exactly as large as it is: this is what is kept for as long as the object is there.
+    Ok(Bytes::from([head, VERSION.as_bytes(), digits.as_bytes(), end.as_bytes(), tail].concat()))
 }
 
 /// The same object at another revision, from bytes that `with_revision` made.
@@ -364,6 +403,8 @@ impl<'a> Visitor<'_> for NameSeed<'a> {
 
 #[cfg(test)]
 mod tests {
+    use rkube_api::StoredObject;
+    use rkube_apimachinery::key::ObjectKey;
     use serde_json::json;
 
     use super::*;
@@ -380,6 +421,29 @@ mod tests {
         assert!(text.starts_with(r#"{"apiVersion":"v1","kind":"Pod","metadata":{"resourceVersion":"42","labels":"#));
         assert_eq!(without_revision(&read).as_ref(), Some(&stored));
         assert_eq!(at_revision(&read, 43).expect("moves"), with_revision(&stored, 43).expect("splices"));
+    }
+
+    #[test]
+    fn owners_beside_the_object_are_encoded_where_they_belong() {
+        for metadata in [
+            json!({"managedFields": [{"manager": "m"}]}),
+            json!({"labels": {}, "managedFields": [{"manager": "m"}], "name": "x"}),
+            json!({"managedFields": [], "uid": "u"}),
+            json!({"labels": {}, "managedFields": null}),
+        ] {
+            let mut whole = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"a": 1}});
+            let expected = encode(&mut whole).expect("encodes");
+            let owners = whole["metadata"]["managedFields"].to_string();
+            whole["metadata"].as_object_mut().expect("an object").remove("managedFields");
+            let found = encode_with_owners(&mut whole, Some(owners.as_bytes())).expect("encodes");
+            assert_eq!(found, expected);
+
+            let json = with_revision(&expected, 7).expect("splices");
+            let object = StoredObject::new(ObjectKey::cluster("x"), 7, json, Selection::default());
+            let mut parts = object.parts().expect("parses").expect("has metadata");
+            let mut metadata = std::mem::take(parts.object["metadata"].as_object_mut().expect("an object"));
+            assert_eq!(encode_parts(&parts, &mut metadata).expect("encodes"), expected);
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::alloc::repair::Repair;
 use crate::alloc::{self, Addresses, Ports, ServiceHooks};
 use crate::background;
 use crate::cache::Cache;
-use crate::cache::feed::{Feed, ROOT, Routes};
+use crate::cache::feed::{self, Feed, ROOT, Routes};
 use crate::hooks::{Hooks, NoHooks};
 use crate::managed::Ownership;
 use crate::metrics::RegistryMetrics;
@@ -161,6 +161,8 @@ impl Registry {
         shared.stores.store(Arc::new(stores));
         let stop = CancellationToken::new();
         task::spawn(info_span!("watch-cache"), runner.run(stop.clone()));
+        let tidy = feed::tidy(shared.feed.clone(), shared.clock.clone(), stop.clone());
+        task::spawn(info_span!("watch-cache-tidy"), tidy);
         start_background(&shared, &allocators, &config, &stop).await?;
         Ok(Arc::new(Self { shared, allocators, routes, changing: tokio::sync::Mutex::default(), stop }))
     }

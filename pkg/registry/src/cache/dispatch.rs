@@ -71,8 +71,30 @@ impl Event {
         }
     }
 
+    /// Lets go of decoded forms that nobody uses. Whether there are any left.
+    pub(crate) fn forget_unused(&self) -> bool {
+        let previous = self.previous.as_ref().is_some_and(|previous| previous.forget_unused());
+        self.object.forget_unused() | previous
+    }
+
+    /// What is kept for this event. The state before may be kept for the event before as well; then it counts twice.
     fn bytes(&self) -> usize {
-        self.object.json.len()
+        let object = |object: &Arc<StoredObject>| size_of::<StoredObject>() + object.json.len();
+        size_of::<Self>() + object(&self.object) + self.previous.as_ref().map_or(0, object)
+    }
+}
+
+/// So much history.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Amount {
+    pub(crate) events: usize,
+    pub(crate) bytes: usize,
+}
+
+impl Amount {
+    /// Whether history is not more than this.
+    pub(crate) fn holds(self, history: &[Arc<Event>]) -> bool {
+        history.len() <= self.events && history.iter().map(|event| event.bytes()).sum::<usize>() <= self.bytes
     }
 }
 
@@ -225,19 +247,25 @@ impl Dispatch {
         self.history.push_back(event);
     }
 
-    /// Forgets history before `oldest` and over the limits.
-    pub(crate) fn forget(&mut self, oldest: Duration, events_max: usize, bytes_max: usize) {
+    /// Forgets history over `max`, and history before `oldest` over `min`.
+    pub(crate) fn forget(&mut self, oldest: Duration, min: Amount, max: Amount) {
         while let Some(first) = self.history.front() {
-            if first.at >= oldest && self.history.len() <= events_max && self.history_bytes <= bytes_max {
+            let limit = if first.at < oldest { min } else { max };
+            if self.history.len() <= limit.events && self.history_bytes <= limit.bytes {
                 break;
             }
             self.floor = first.revision;
             self.history_bytes -= first.bytes();
             self.history.pop_front();
         }
-        if self.history.is_empty() && self.history.capacity() > 64 {
-            self.history = VecDeque::new();
+        // A burst must not hold its memory for as long as the resource lives.
+        if self.history.len() * 4 < self.history.capacity() && self.history.capacity() > 256 {
+            self.history.shrink_to(self.history.len() * 2);
         }
+    }
+
+    pub(crate) fn history(&self) -> impl Iterator<Item = &Arc<Event>> {
+        self.history.iter()
     }
 
     /// What happened after `revision`, or the oldest revision that can be asked for.

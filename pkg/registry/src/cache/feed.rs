@@ -17,7 +17,8 @@ use rkube_api::StoredObject;
 use rkube_apimachinery::chain::chain;
 use rkube_apimachinery::clock::SharedClock;
 use rkube_storage::{Change, KeyValue, ListRange, Revision, Storage, StorageError, WatchItem, WatchStream};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task;
 use tokio_util::sync::CancellationToken;
 
 use super::Cache;
@@ -32,8 +33,8 @@ const LOAD_PAGE: usize = 10_000;
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(5);
 
-/// How often caches that no longer change forget old history.
-const EXPIRE_INTERVAL: Duration = Duration::from_secs(300);
+/// How often caches let go of what is old or not in use, as long as there is something to let go of.
+const TIDY_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Which cache a storage key belongs to.
 #[derive(Default)]
@@ -83,6 +84,8 @@ pub(crate) struct Feed {
     progress: watch::Sender<u64>,
     progress_asked: AtomicBool,
     commands: mpsc::Sender<Command>,
+    /// Something changed, so that there is something to tidy up later.
+    untidy: Notify,
 }
 
 /// A cache to load and to keep current from then on.
@@ -106,7 +109,9 @@ impl Feed {
             progress: watch::Sender::new(revision),
             progress_asked: AtomicBool::new(false),
             commands,
+            untidy: Notify::new(),
         });
+        feed.untidy.notify_one();
         let stream = feed.storage.watch(ROOT.to_owned(), Revision(revision)).await?;
         Ok((feed.clone(), Runner { feed, clock, stream, commands: received }))
     }
@@ -155,6 +160,7 @@ impl Feed {
         for (cache, group) in groups {
             cache.apply(&group);
         }
+        self.untidy.notify_one();
         if let Some(last) = changes.last() {
             self.advance(last.revision.0);
         }
@@ -164,6 +170,24 @@ impl Feed {
         self.progress_asked.store(false, Ordering::Release);
         self.progress.send_modify(|progress| *progress = revision.max(*progress));
     }
+}
+
+/// Keeps the caches from holding what nobody needs. Sleeps while nothing changes and nothing is left to let go of.
+pub(crate) async fn tidy(feed: Arc<Feed>, clock: SharedClock, stop: CancellationToken) {
+    let run = async {
+        loop {
+            feed.untidy.notified().await;
+            let mut is_left = true;
+            while is_left {
+                clock.sleep(TIDY_INTERVAL).await;
+                let caches = feed.routes.all();
+                // All objects are looked at, which is work for a thread of its own.
+                let tidied = task::spawn_blocking(move || caches.iter().fold(false, |left, cache| cache.tidy() | left));
+                is_left = tidied.await.unwrap_or(false);
+            }
+        }
+    };
+    stop.run_until_cancelled(run).await;
 }
 
 /// The task of the feed.
@@ -177,19 +201,16 @@ pub(crate) struct Runner {
 enum Wake {
     Item(Option<Result<WatchItem, StorageError>>),
     Command(Command),
-    Expire,
     Stop,
 }
 
 impl Runner {
     /// Runs until it is told to stop.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        let mut expire = self.clock.sleep(EXPIRE_INTERVAL);
         loop {
             let wake = tokio::select! {
                 item = self.stream.next() => Wake::Item(item),
                 Some(command) = self.commands.recv() => Wake::Command(command),
-                () = &mut expire => Wake::Expire,
                 () = stop.cancelled() => Wake::Stop,
             };
             match wake {
@@ -207,10 +228,6 @@ impl Runner {
                     let loaded = load_one(self.feed.storage.as_ref(), &command.cache).await;
                     // Whoever asked may be gone; the cache is loaded all the same.
                     let _ = command.done.send(loaded);
-                }
-                Wake::Expire => {
-                    self.feed.routes.all().iter().for_each(|cache| cache.expire());
-                    expire = self.clock.sleep(EXPIRE_INTERVAL);
                 }
             }
         }
@@ -256,7 +273,7 @@ async fn load_all(storage: &dyn Storage, routes: &Arc<Routes>) -> Result<u64, St
         .into_iter()
         .map(|page| {
             let routes = routes.clone();
-            tokio::task::spawn_blocking(move || decode_page(&routes, &page))
+            task::spawn_blocking(move || decode_page(&routes, &page))
         })
         .collect();
     let mut loaded: HashMap<String, Vec<Arc<StoredObject>>> = HashMap::new();

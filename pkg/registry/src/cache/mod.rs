@@ -12,11 +12,13 @@
 //!
 //! Behaves as `apiserver/pkg/storage/cacher`, v1.36.
 
+mod announced;
 pub(crate) mod dispatch;
 pub(crate) mod feed;
 pub(crate) mod tree;
 
 use std::collections::{HashSet, VecDeque};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -24,6 +26,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use rkube_api::StoredObject;
+use rkube_api::object::Parts;
 use rkube_api::resource::SelectableField;
 use rkube_apimachinery::chain::chain;
 use rkube_apimachinery::clock::SharedClock;
@@ -33,18 +36,25 @@ use rkube_storage::{Change, ChangeKind};
 use serde_json::Value;
 
 use crate::encode::{self, EncodeError, Encoded, Picker};
-use dispatch::{Dispatch, Event, EventKind, Subscription};
+pub(crate) use announced::Announcement;
+use announced::Announcements;
+use dispatch::{Amount, Dispatch, Event, EventKind, Subscription};
 use tree::Tree;
 
-/// History is kept this long, as long as etcd's is by kube-apiserver's compaction, ...
-const HISTORY_AGE_MAX: Duration = Duration::from_secs(300);
-/// ... and at most this many events and bytes of objects per resource.
-const HISTORY_EVENTS_MAX: usize = 64 * 1024;
-const HISTORY_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// History is kept this long, as kube-apiserver's (`eventFreshDuration`), ...
+const HISTORY_AGE_MAX: Duration = Duration::from_secs(75);
+/// ... and at most this many events and bytes per resource, ...
+const HISTORY_MAX: Amount = Amount { events: 64 * 1024, bytes: 32 * 1024 * 1024 };
+/// ... but never mind how old it is when there is no more of it, so that who watches what rarely changes need not
+/// list again.
+const HISTORY_MIN: Amount = Amount { events: 100, bytes: 256 * 1024 };
 
 /// Snapshots kept for the next pages of lists that were begun. Older ones are read from storage.
 const SNAPSHOTS_MAX: usize = 16;
 const SNAPSHOT_AGE_MAX: Duration = Duration::from_secs(120);
+/// A snapshot goes once this many bytes of objects were replaced since, which it may be the last to hold: a namespace
+/// that is emptied would otherwise stay in memory as it was before.
+const SNAPSHOT_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 /// See the module.
 pub(crate) struct Cache {
@@ -57,10 +67,13 @@ pub(crate) struct Cache {
     objects: RwLock<Objects>,
     dispatch: Mutex<Dispatch>,
     snapshots: Mutex<VecDeque<Kept>>,
+    announcements: Announcements,
     /// Bytes of the objects' JSON.
     bytes: AtomicUsize,
     /// Changes that came from storage.
     received: AtomicU64,
+    /// Bytes of JSON of all objects that were ever replaced or deleted.
+    replaced: AtomicU64,
 }
 
 #[derive(Default)]
@@ -81,6 +94,8 @@ pub(crate) struct Snapshot {
 struct Kept {
     snapshot: Snapshot,
     at: Duration,
+    /// `Cache::replaced` when it was taken, or a little later.
+    replaced: u64,
 }
 
 impl Cache {
@@ -94,8 +109,10 @@ impl Cache {
             objects: RwLock::default(),
             dispatch: Mutex::default(),
             snapshots: Mutex::default(),
+            announcements: Announcements::default(),
             bytes: AtomicUsize::new(0),
             received: AtomicU64::new(0),
+            replaced: AtomicU64::new(0),
         }
     }
 
@@ -131,14 +148,32 @@ impl Cache {
 
     /// Brings an object into stored form.
     pub(crate) fn encode(&self, value: &mut Value) -> Result<Encoded, EncodeError> {
-        let bytes = encode::encode(value)?;
+        self.encode_with_owners(value, None)
+    }
+
+    /// As `encode`, of what `StoredObject::value_beside_owners` gave.
+    pub(crate) fn encode_with_owners(&self, value: &mut Value, owners: Option<&[u8]>) -> Result<Encoded, EncodeError> {
+        let bytes = encode::encode_with_owners(value, owners)?;
         Ok(Encoded { bytes, selection: self.picker.pick_tree(value) })
     }
 
-    /// An object that was just written.
+    /// To be called before `stored` is written.
+    pub(crate) fn announce(&self, key: &ObjectKey, stored: Encoded) -> Announcement<'_> {
+        self.announcements.announce(key, stored)
+    }
+
+    /// An object that would be written.
     pub(crate) fn written(&self, key: ObjectKey, revision: u64, stored: Encoded) -> Result<StoredObject, EncodeError> {
         let json = encode::with_revision(&stored.bytes, revision)?;
         Ok(StoredObject::new(key, revision, json, stored.selection))
+    }
+
+    /// As `encode`, of an object of which nothing but the metadata changed, and of that nothing that is selected by.
+    pub(crate) fn encode_parts(&self, existing: &StoredObject, parts: &mut Parts) -> Result<Encoded, EncodeError> {
+        let metadata = parts.object.get_mut("metadata").and_then(Value::as_object_mut).ok_or(EncodeError::Shape)?;
+        let mut metadata = std::mem::take(metadata);
+        let bytes = encode::encode_parts(parts, &mut metadata)?;
+        Ok(Encoded { bytes, selection: existing.selection.clone() })
     }
 
     /// An object as it is in storage.
@@ -176,13 +211,22 @@ impl Cache {
 
     /// Keeps a snapshot for the next pages of a list.
     pub(crate) fn keep(&self, snapshot: &Snapshot) {
-        let now = self.clock.monotonic();
+        self.drop_snapshots();
+        let (at, replaced) = (self.clock.monotonic(), self.replaced.load(Ordering::Relaxed));
         let mut kept = self.snapshots.lock();
-        kept.retain(|kept| kept.at + SNAPSHOT_AGE_MAX > now && kept.snapshot.revision != snapshot.revision);
+        kept.retain(|kept| kept.snapshot.revision != snapshot.revision);
         if kept.len() == SNAPSHOTS_MAX {
             kept.pop_front();
         }
-        kept.push_back(Kept { snapshot: snapshot.clone(), at: now });
+        kept.push_back(Kept { snapshot: snapshot.clone(), at, replaced });
+    }
+
+    /// Drops snapshots that are too old or hold too much. Whether there are any left.
+    fn drop_snapshots(&self) -> bool {
+        let (now, replaced) = (self.clock.monotonic(), self.replaced.load(Ordering::Relaxed));
+        let mut snapshots = self.snapshots.lock();
+        snapshots.retain(|kept| kept.at + SNAPSHOT_AGE_MAX > now && kept.replaced + SNAPSHOT_BYTES_MAX > replaced);
+        !snapshots.is_empty()
     }
 
     /// The state at `revision`, if it was kept or is still the current one.
@@ -215,6 +259,7 @@ impl Cache {
         self.bytes.store(bytes, Ordering::Relaxed);
         *self.objects.write() = objects;
         self.snapshots.lock().clear();
+        self.announcements.clear();
     }
 
     /// Applies changes of this resource, in storage order, and tells the watchers.
@@ -253,19 +298,18 @@ impl Cache {
         for event in events {
             dispatch.publish(event);
         }
-        dispatch.forget(now.saturating_sub(HISTORY_AGE_MAX), HISTORY_EVENTS_MAX, HISTORY_BYTES_MAX);
+        dispatch.forget(now.saturating_sub(HISTORY_AGE_MAX), HISTORY_MIN, HISTORY_MAX);
+        drop(dispatch);
+        self.drop_snapshots();
     }
 
     fn prepare(&self, change: &Change) -> Option<Prepared> {
         let key = self.object_key(&change.key)?;
         let revision = change.revision.0;
         let object = match &change.kind {
-            ChangeKind::Put(stored) => match self.decode(key.clone(), revision, stored) {
-                Ok(object) => Some(Arc::new(object)),
-                Err(error) => {
-                    tracing::error!(key = change.key, revision, error = %chain(&error), "Ignored an unreadable object");
-                    return None;
-                }
+            ChangeKind::Put(stored) => match self.announcements.take(&key, revision, stored) {
+                Some(object) => Some(object),
+                None => Some(self.decode_stored(&change.key, revision, stored)?),
             },
             ChangeKind::Delete => None,
         };
@@ -277,6 +321,7 @@ impl Cache {
         let come = change.object.as_ref().map_or(0, |object| object.json.len());
         self.bytes.fetch_add(come, Ordering::Relaxed);
         self.bytes.fetch_sub(gone, Ordering::Relaxed);
+        self.replaced.fetch_add(gone as u64, Ordering::Relaxed);
         let (kind, object, previous) = match (change.object, previous) {
             (Some(object), None) => (EventKind::Added, object, None),
             (Some(object), Some(previous)) => (EventKind::Modified, object, Some(previous)),
@@ -287,12 +332,26 @@ impl Cache {
         Some(Arc::new(Event::new(change.revision, kind, object, previous, at)))
     }
 
-    /// Drops history that is too old. For resources that no longer change.
-    pub(crate) fn expire(&self) {
+    /// Drops history and snapshots that are too old, and the forms of objects that are not in use. Whether there is
+    /// something left that has to go later.
+    pub(crate) fn tidy(&self) -> bool {
         let now = self.clock.monotonic();
-        let oldest = now.saturating_sub(HISTORY_AGE_MAX);
-        self.dispatch.lock().forget(oldest, HISTORY_EVENTS_MAX, HISTORY_BYTES_MAX);
-        self.snapshots.lock().retain(|kept| kept.at + SNAPSHOT_AGE_MAX > now);
+        let past: Vec<Arc<Event>> = {
+            let mut dispatch = self.dispatch.lock();
+            dispatch.forget(now.saturating_sub(HISTORY_AGE_MAX), HISTORY_MIN, HISTORY_MAX);
+            dispatch.history().cloned().collect()
+        };
+        let mut is_left = !HISTORY_MIN.holds(&past);
+        for event in past {
+            is_left |= event.forget_unused();
+        }
+        is_left |= self.drop_snapshots();
+        let objects = self.objects.read().tree.clone();
+        objects.walk(&[], &mut |object| {
+            is_left |= object.forget_unused();
+            ControlFlow::Continue(())
+        });
+        is_left
     }
 
     /// Subscribes to what happens after a snapshot that is taken here.

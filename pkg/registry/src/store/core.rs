@@ -156,14 +156,18 @@ impl Core {
     ) -> Result<Result<Updated, Option<Arc<StoredObject>>>, ApiStatus> {
         let storage = &self.shared.storage;
         let revision = existing.as_ref().map(|object| Revision(object.revision));
+        let announced = match outcome {
+            Outcome::Put(stored) => Some(self.cache.announce(key, stored)),
+            Outcome::Delete | Outcome::Keep => None,
+        };
         let timer = self.shared.metrics.storage_timer(&self.shared.clock);
-        let (written, operation) = match &outcome {
-            Outcome::Put(stored) => {
+        let (written, operation) = match &announced {
+            Some(announced) => {
                 let precondition = revision.map_or(Precondition::Absent, Precondition::Unchanged);
                 let operation = if existing.is_some() { "update" } else { "create" };
-                (storage.put(storage_key.to_owned(), stored.bytes.clone(), precondition).await, operation)
+                (storage.put(storage_key.to_owned(), announced.bytes().clone(), precondition).await, operation)
             }
-            _ => (storage.delete(storage_key.to_owned(), revision.unwrap_or_default()).await, "delete"),
+            None => (storage.delete(storage_key.to_owned(), revision.unwrap_or_default()).await, "delete"),
         };
         timer.observe(operation, &self.stored);
         match written.map_err(|error| storage_status(&error))? {
@@ -175,16 +179,21 @@ impl Core {
                 Ok(Err(current))
             }
             WriteOutcome::Done(revision) => {
-                let (object, change) = match (outcome, existing) {
-                    (Outcome::Put(stored), existing) => {
+                let (object, change) = match (announced, existing) {
+                    (Some(announced), existing) => {
                         let change = if existing.is_some() { ChangeMade::Updated } else { ChangeMade::Created };
-                        (self.written(key, revision.0, stored)?, change)
+                        let bytes = announced.bytes().clone();
+                        let object = match announced.written(revision.0) {
+                            Some(object) => object,
+                            None => self.object(key, revision.0, &bytes)?,
+                        };
+                        (object, change)
                     }
-                    (_, Some(last)) => {
+                    (None, Some(last)) => {
                         let object = crate::cache::at_revision(&last, revision.0).unwrap_or(last);
                         (object, ChangeMade::Deleted)
                     }
-                    (_, None) => return Err(ApiStatus::internal("deleted an object that does not exist")),
+                    (None, None) => return Err(ApiStatus::internal("deleted an object that does not exist")),
                 };
                 Ok(Ok(Updated { object, change }))
             }

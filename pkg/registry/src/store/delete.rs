@@ -12,6 +12,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use jiff::{SignedDuration, Timestamp};
 use rkube_api::StoredObject;
+use rkube_api::object::Parts;
 use rkube_apimachinery::chain::chain;
 use rkube_apimachinery::gvk::GroupResource;
 use rkube_apimachinery::meta::{Meta, MetaMut};
@@ -183,12 +184,18 @@ impl Updater for Delete<'_> {
             self.made = Made::Nothing;
             let existing = existing.ok_or_else(|| ApiStatus::not_found(self.resource, &self.target.name))?;
             self.check_preconditions(existing)?;
-            let mut object =
-                existing.value().map_err(|error| ApiStatus::internal(format!("reading {}: {error}", existing.key)))?;
-            let outcome = if self.is_namespace() && !self.ends_namespace(&object) {
-                self.begin_namespace(&mut object)
-            } else {
-                self.decide(&mut object, existing)?
+            let read = |error| ApiStatus::internal(format!("reading {}: {error}", existing.key));
+            let mut begun = None;
+            if self.is_namespace() {
+                let mut namespace = existing.value().map_err(read)?;
+                begun = (!self.ends_namespace(&namespace)).then(|| self.begin_namespace(&mut namespace));
+            }
+            let outcome = match begun {
+                Some(outcome) => outcome,
+                None => {
+                    let mut parts = existing.parts().map_err(read)?.ok_or_else(no_metadata)?;
+                    self.decide(&mut parts, existing)?
+                }
             };
             if !matches!(outcome, Outcome::Keep) {
                 self.admit(existing).await?;
@@ -234,8 +241,9 @@ impl Delete<'_> {
         self.store.core.shared.clock.now()
     }
 
-    /// Marks the object in `object`, or says that it can go.
-    fn decide(&mut self, object: &mut Value, existing: &StoredObject) -> Result<Outcome, ApiStatus> {
+    /// Marks the object, or says that it can go. That is all about its metadata.
+    fn decide(&mut self, parts: &mut Parts, existing: &StoredObject) -> Result<Outcome, ApiStatus> {
+        let object = &mut parts.object;
         // The strategy may change the options; each attempt begins with the client's.
         let mut options = self.options.clone();
         if options.grace_period_seconds.is_some_and(|seconds| seconds < 0) {
@@ -253,7 +261,7 @@ impl Delete<'_> {
             Grace::Seconds(seconds) if seconds > 0 || pending => {}
             Grace::Seconds(_) => {
                 self.made = Made::Ending;
-                return self.put(object);
+                return self.put_parts(existing, parts);
             }
             _ if pending => self.mark_now(object),
             _ => {
@@ -262,7 +270,12 @@ impl Delete<'_> {
             }
         }
         self.made = Made::Marked;
-        self.put(object)
+        self.put_parts(existing, parts)
+    }
+
+    fn put_parts(&self, existing: &StoredObject, parts: &mut Parts) -> Result<Outcome, ApiStatus> {
+        let encoded = self.store.core.cache.encode_parts(existing, parts);
+        encoded.map(Outcome::Put).map_err(|error| ApiStatus::internal(chain(&error)))
     }
 
     /// Decides about graceful deletion and marks the object for it.
@@ -385,13 +398,12 @@ impl Delete<'_> {
         let finalizers = with_policy(namespace, orphan, foreground);
         namespace.set_finalizers(finalizers);
         self.made = Made::Marked;
-        self.put(namespace).unwrap_or(Outcome::Keep)
+        self.store.core.cache.encode(namespace).map_or(Outcome::Keep, Outcome::Put)
     }
+}
 
-    fn put(&self, object: &mut Value) -> Result<Outcome, ApiStatus> {
-        let encoded = self.store.core.cache.encode(object);
-        encoded.map(Outcome::Put).map_err(|error| ApiStatus::internal(chain(&error)))
-    }
+fn no_metadata() -> ApiStatus {
+    ApiStatus::internal("a stored object has no metadata")
 }
 
 /// Whether `spec.finalizers` of a namespace has any.

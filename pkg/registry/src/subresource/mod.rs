@@ -17,7 +17,8 @@ use serde_json::Value;
 use crate::options::Preconditions;
 use crate::store::core::{Core, Outcome, Updater};
 
-/// A change by the server itself, past strategies and admission, as upstream makes it for these subresources.
+/// A change by the server itself, past strategies and admission, as upstream makes it for these subresources. The
+/// owners of fields stay as they are and are not shown to `change`.
 struct Raw<'a, F> {
     core: &'a Core,
     resource: &'a GroupResource,
@@ -44,10 +45,12 @@ where
         if let Some(preconditions) = self.preconditions {
             check(preconditions, existing, self.resource, self.name)?;
         }
-        let mut value =
-            existing.value().map_err(|error| ApiStatus::internal(format!("reading {}: {error}", existing.key)))?;
+        let (mut value, owners) = existing
+            .value_beside_owners()
+            .map_err(|error| ApiStatus::internal(format!("reading {}: {error}", existing.key)))?;
         (self.change)(&mut value)?;
-        self.core.cache.encode(&mut value).map(Outcome::Put).map_err(|error| ApiStatus::internal(chain(&error)))
+        let encoded = self.core.cache.encode_with_owners(&mut value, owners.as_deref());
+        encoded.map(Outcome::Put).map_err(|error| ApiStatus::internal(chain(&error)))
     }
 }
 

@@ -2,9 +2,10 @@
 //! resumable, bookmarkable, and that filters, previous states and creations are told right.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use rkube_registry::store::WatchEvent;
+use rkube_registry::store::{Answer, WatchEvent};
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, Watching, at, map, map_with, pod};
@@ -132,8 +133,33 @@ async fn a_version_that_is_too_old_is_told_so() {
     cluster.clock.advance(Duration::from_secs(400));
     cluster.create("configmaps", map("new")).await.expect("creates");
     current(&cluster).await;
+    // Old history is kept as long as it is little.
+    let mut watching = cluster.watch("configmaps", "", from(1)).await.expect("watches");
+    assert_eq!(watching.take(3).await, ["ADDED ns/m1@2", "ADDED ns/m2@3", "ADDED ns/new@4"]);
+    for index in 0..99 {
+        cluster.create("configmaps", map(&format!("n{index}"))).await.expect("creates");
+    }
+    current(&cluster).await;
     let mut watching = cluster.watch("configmaps", "", from(1)).await.expect("watches");
     assert_eq!(watching.take(2).await, ["ERROR 410 too old resource version: 1 (3)", "end"]);
+}
+
+/// One copy of an object's bytes serves everybody.
+#[tokio::test]
+async fn what_a_write_answers_is_what_watchers_are_told_and_readers_get() {
+    let cluster = Cluster::new().await;
+    let mut watching = cluster.watch("configmaps", "", json!({})).await.expect("watches");
+    let Answer::Object(created) = cluster.post("configmaps", &at(""), map("a")).await.expect("creates") else {
+        panic!("an object")
+    };
+    let Some(WatchEvent::Added(told)) = watching.event().await else { panic!("a creation") };
+    assert!(Arc::ptr_eq(&created, &told));
+
+    let written = cluster.update("configmaps", &at("a"), map_with("a", "1")).await.expect("updates");
+    let Some(WatchEvent::Modified(told)) = watching.event().await else { panic!("a change") };
+    assert!(Arc::ptr_eq(&written.object, &told));
+    let listed = cluster.list("configmaps", "", json!({})).await.expect("lists");
+    assert!(Arc::ptr_eq(&written.object, &listed.items[0]));
 }
 
 #[tokio::test]
