@@ -42,7 +42,8 @@ pub struct SchedulerConfig {
     pub pod_max_backoff: Duration,
     /// How long a pod that no event spoke for waits before it is tried all the same.
     pub pod_max_in_unschedulable: Duration,
-    /// Pods whose binding is under way at once.
+    /// Pods whose binding is under way at once. With the victims under way it stays below what the API server takes
+    /// from its components at once (200 writes): one more is refused, and comes back only after a second.
     pub bindings_max: usize,
 }
 
@@ -53,7 +54,7 @@ impl Default for SchedulerConfig {
             pod_initial_backoff: Duration::from_secs(1),
             pod_max_backoff: Duration::from_secs(10),
             pod_max_in_unschedulable: Duration::from_secs(300),
-            bindings_max: 512,
+            bindings_max: 64,
         }
     }
 }

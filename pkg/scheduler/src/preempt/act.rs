@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
 use rkube_api::k8s::core::v1::Pod;
 use rkube_apimachinery::chain::chain;
 use rkube_apimachinery::task;
@@ -19,6 +19,10 @@ use crate::model::pod::PodInfo;
 use crate::preempt::{PREEMPTED, Preemption};
 use crate::queue::Queued;
 use crate::scheduler::Scheduler;
+
+/// Victims of one preemption that are written of at once; mostly there are few, but a large pod may displace
+/// a hundred small ones.
+const VICTIMS_MAX: usize = 4;
 
 impl Scheduler {
     /// Beside the decisions; the preemptor comes back when its victims are gone.
@@ -46,7 +50,9 @@ impl Scheduler {
                 }
             };
             let victims = preemption.victims.iter().filter(|victim| !victim.is_terminating()).cloned();
-            let failed = join_all(victims.map(preempt)).await.contains(&true);
+            let preempted: Vec<_> = victims.map(preempt).collect();
+            let failed: Vec<bool> = stream::iter(preempted).buffer_unordered(VICTIMS_MAX).collect().await;
+            let failed = failed.contains(&true);
             metrics().preempted(!failed, scheduler.now().saturating_sub(start));
             // After a failure no event may come that brings the preemptor back.
             if failed && scheduler.state.lock().activate(&queued.info.uid, scheduler.now()) {
