@@ -47,6 +47,10 @@ pub(crate) async fn workloads(cluster: &Cluster) -> Result<()> {
         bench.run(workload, &["--kubeconfig", &node.kubeconfig().display().to_string()], figure).await?;
     }
     bench.run("idle --duration 1", &[], "memory (PSS)").await?;
+    // This one is for the real node.
+    world.kubectl("uncordon node1").await?;
+    let pods = "pods --node node1 --count 2 --burst 3";
+    bench.run(pods, &["--kubeconfig", &node.kubeconfig().display().to_string()], "beyond the runtime").await?;
     restarts(&bench).await?;
     fake_nodes(cluster, &node).await?;
     // What a run makes is gone when it has ended.

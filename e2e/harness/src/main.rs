@@ -10,6 +10,7 @@ mod course;
 mod fabric;
 mod files;
 mod launch;
+mod machines;
 mod manifest;
 mod network;
 mod node;

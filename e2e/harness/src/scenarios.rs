@@ -15,6 +15,7 @@ use crate::api::{self, condition};
 use crate::bench;
 use crate::cluster::{self, Cluster};
 use crate::fabric;
+use crate::machines;
 use crate::manifest::{PodManifest, service};
 use crate::network;
 use crate::runner::Shape;
@@ -57,6 +58,20 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         shape: embedded(2),
         server_arguments: IMPATIENT,
         run: |cluster| Box::pin(loss(cluster)),
+    },
+    Scenario {
+        name: "crash",
+        about: "rkube and the runtime killed while pods start and end: nothing restarts, nothing is left",
+        shape: embedded(1),
+        server_arguments: &[],
+        run: |cluster| Box::pin(machines::crash(cluster)),
+    },
+    Scenario {
+        name: "reboot",
+        about: "a node starts without its server and runs its pods; the server finds them",
+        shape: embedded(2),
+        server_arguments: &[],
+        run: |cluster| Box::pin(machines::reboot(cluster)),
     },
     Scenario {
         name: "join",
@@ -104,7 +119,7 @@ containers:
   readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}
 "#;
 
-async fn start(cluster: &Cluster) -> Result<World<'_>> {
+pub(crate) async fn start(cluster: &Cluster) -> Result<World<'_>> {
     let world = World::new(cluster, "default")?;
     let reached = service("web", "web", "type: NodePort\nports: [{port: 80, targetPort: 8080}]");
     world.apply(&(PodManifest::new("web", WEB).daemon_set() + &reached)).await?;
@@ -113,7 +128,7 @@ async fn start(cluster: &Cluster) -> Result<World<'_>> {
 }
 
 /// Which container each pod runs, and how often it was restarted.
-async fn containers(world: &World<'_>) -> Result<BTreeMap<String, (String, u64)>> {
+pub(crate) async fn containers(world: &World<'_>) -> Result<BTreeMap<String, (String, u64)>> {
     world
         .wait::<Pod, _>("the pods Ready", "app=web", |pods| {
             let of = |pod: &Value| {

@@ -186,9 +186,19 @@ impl NodeManager {
         self.own.lister().get_named("", &self.name)
     }
 
-    /// The node's object, or what it will be: a kubelet that never reached the server knows itself.
+    /// The node's object, or what it will be: a kubelet that never reached the server knows itself. One that was made
+    /// before this kubelet told what it has gets that too, or it would have room for no pod.
     pub(crate) fn seen(&self) -> Arc<Node> {
-        self.object().unwrap_or_else(|| Arc::new(object::node(&self.config, self.status(&NodeStatus::default()))))
+        let own = || self.status(&NodeStatus::default());
+        let Some(node) = self.object() else { return Arc::new(object::node(&self.config, own())) };
+        if node.status.as_ref().is_some_and(|status| status.allocatable.is_some()) {
+            return node;
+        }
+        let NodeStatus { capacity, allocatable, .. } = own();
+        let mut node = Arc::unwrap_or_clone(node);
+        let status = node.status.get_or_insert_default();
+        (status.capacity, status.allocatable) = (capacity, allocatable);
+        Arc::new(node)
     }
 
     pub async fn run(self: Arc<Self>, inner: Arc<Inner>, shutdown: CancellationToken) {
