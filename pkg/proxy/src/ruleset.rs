@@ -9,6 +9,7 @@
 //! Invariant: an element that several Services claim, as the same external address and port, belongs to the
 //! first by name, whoever came first; the others get it when that one goes.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
 
@@ -296,9 +297,10 @@ impl Ruleset {
         let mut new = Contribution::default();
         for port in view.ports.iter().filter(|port| !self.config.own_addresses.contains(&port.frontend.address)) {
             let none = BTreeMap::new();
-            let serving = categorize(view.endpoints.get(&port.name).unwrap_or(&none), port, place);
-            new.port(port, &serving, place, old.as_ref(), &mut self.numbers);
-            new.ports.push((port.clone(), serving));
+            let port = self.beside_own(port);
+            let serving = categorize(view.endpoints.get(&port.name).unwrap_or(&none), &port, place);
+            new.port(&port, &serving, place, old.as_ref(), &mut self.numbers);
+            new.ports.push((port.into_owned(), serving));
         }
         let old = old.unwrap_or_default();
         self.stale_udp |= udp_differs(&old.ports, &new.ports);
@@ -320,6 +322,19 @@ impl Ruleset {
         if !new.ports.is_empty() {
             self.services.insert(name.clone(), new);
         }
+    }
+
+    /// The port without external addresses that are this node's own: nobody may take the cluster's DNS from it, nor have
+    /// it refused by a Service without endpoints.
+    fn beside_own<'a>(&self, port: &'a ServicePort) -> Cow<'a, ServicePort> {
+        let is_own = |address: &Ipv4Addr| self.config.own_addresses.contains(address);
+        if !port.external_ips.iter().chain(&port.load_balancer_ips).any(is_own) {
+            return Cow::Borrowed(port);
+        }
+        let mut port = port.clone();
+        port.external_ips.retain(|address| !is_own(address));
+        port.load_balancer_ips.retain(|address| !is_own(address));
+        Cow::Owned(port)
     }
 
     fn effective(&self, id: &ElementId) -> Option<Element> {

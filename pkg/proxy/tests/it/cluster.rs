@@ -2,12 +2,13 @@
 //! in memory says what there is; what counts is what packets do.
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rkube_api::Kind;
 use rkube_api::k8s::core::v1::{Event, Namespace, Node, Service};
@@ -211,22 +212,32 @@ fn fetch(from: &Space, server: &str, path: &str) -> String {
 
 /// The address that the cluster's DNS has for a name.
 fn lookup(from: &Space, name: &str) -> String {
+    try_lookup(from, name, TIMEOUT).unwrap()
+}
+
+/// As `lookup`, of a DNS that may not be there yet: nobody says that a question was lost.
+fn try_lookup(from: &Space, name: &str, patience: Duration) -> io::Result<String> {
     let socket = from.within(|| UdpSocket::bind("0.0.0.0:0").unwrap());
-    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+    socket.set_read_timeout(Some(patience)).unwrap();
     let mut query = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.') {
         query.push(u8::try_from(label.len()).unwrap());
         query.extend_from_slice(label.as_bytes());
     }
     query.extend_from_slice(&[0, 0, 1, 0, 1]);
-    socket.send_to(&query, (DNS, 53)).unwrap();
+    socket.send_to(&query, (DNS, 53))?;
     let mut reply = [0; 512];
-    let length = socket.recv(&mut reply).unwrap();
-    assert_eq!(reply[3] & 0xf, 0, "{name} does not exist");
+    let length = socket.recv(&mut reply)?;
+    if reply[3] & 0xf != 0 {
+        return Err(io::Error::other(format!("{name} does not exist")));
+    }
     // The last record is an address, and its last four bytes are that.
     let [.., a, b, c, d] = reply[..length] else { unreachable!("a header is longer") };
-    Ipv4Addr::from([a, b, c, d]).to_string()
+    Ok(Ipv4Addr::from([a, b, c, d]).to_string())
 }
+
+/// Longer than an answer ever takes.
+const ONE_TRY: Duration = Duration::from_secs(1);
 
 struct Cluster {
     api: FakeApi,
@@ -438,7 +449,9 @@ fn users_are_told_what_is_not_done_and_why() {
     until("the Service's owner is told", || !told("ExternalIPNotServed").is_empty());
     let expected = format!("External IP {DNS} is an address of the cluster itself and is not served");
     assert_eq!(told("ExternalIPNotServed"), BTreeSet::from([expected]));
-    assert_eq!(lookup(&cluster.hosts[0].space, "web.default.svc.cluster.local"), "10.43.0.20");
+    // Another node may have told it, before this one was ready.
+    let web = || try_lookup(&cluster.hosts[0].space, "web.default.svc.cluster.local", ONE_TRY);
+    until("the cluster's DNS is the one that answers", || web().is_ok_and(|address| address == "10.43.0.20"));
 
     // A network of the host's that pods have already; the next change of a node makes it look.
     let host = &cluster.hosts[0];
