@@ -40,7 +40,7 @@ pub(crate) struct Options {
 
 pub(crate) async fn run(options: &Options, output: &Output, clock: SharedClock) -> Result<Report> {
     let mut started = interruptible(start(&options.command, &options.target, &clock)).await?;
-    let measured = measure(options, output, started.began).await;
+    let measured = measure(options, output, &clock, started.began).await;
     started.server.kill().await.context("killing the server")?;
     let Measured { bench, node_ready, running, runtime } = measured?;
     let mut report = bench.report("first-pod");
@@ -62,9 +62,10 @@ struct Measured {
     runtime: Duration,
 }
 
-async fn measure(options: &Options, output: &Output, began: Duration) -> Result<Measured> {
+async fn measure(options: &Options, output: &Output, clock: &SharedClock, began: Duration) -> Result<Measured> {
     let bench = Bench::connect(&options.target, &Output { pids: Vec::new(), ..output.clone() }).await?;
-    let since = || bench.clock().monotonic().saturating_sub(began);
+    // By the clock that `began` is of: each counts from its own beginning.
+    let since = || clock.monotonic().saturating_sub(began);
     let work = async |namespace: &str| {
         let node = async {
             node_ready(&bench.cluster, &options.node).await?;
