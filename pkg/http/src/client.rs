@@ -1,6 +1,7 @@
 //! An HTTP(S) client for one server: pooled HTTP/2 or HTTP/1.1, its own certificate or a bearer token, and
 //! upgrades on a connection of their own. It follows no redirects.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,18 +10,21 @@ use http::header::{AUTHORIZATION, HOST};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Response, StatusCode, Uri};
 use hyper_util::client::legacy::Client as Pool;
+use hyper_util::client::legacy::connect::capture_connection;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rkube_apimachinery::{chain::chain, task};
 use tracing::{debug, debug_span};
 
 use crate::body::Body;
-use crate::connect::{ConnectError, Connector};
+use crate::connect::{ConnectError, Connector, Lifetime};
 use crate::upgrade::UpgradedIo;
 
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 /// As client-go's `http2.Transport`: a connection that does not answer pings is given up.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a request waits for the pool's word after its connection ended: a fault, or another connection.
+const LAST_WORD: Duration = Duration::from_secs(10);
 /// How much of a refused upgrade's answer is read.
 const REFUSAL_BYTES_MAX: usize = 64 * 1024;
 
@@ -38,6 +42,8 @@ pub enum RequestError {
     Send(#[source] hyper_util::client::legacy::Error),
     #[error("connecting")]
     Connect(#[from] ConnectError),
+    #[error("the connection ended before the answer")]
+    Ended,
     #[error("speaking HTTP")]
     Http(#[source] hyper::Error),
 }
@@ -105,8 +111,22 @@ impl HttpClient {
     pub async fn request(&self, mut request: Request<Body>) -> Result<Response<Body>, RequestError> {
         self.authorize(&mut request)?;
         *request.uri_mut() = self.absolute(request.uri())?;
-        let response = self.pool.load_full().request(request).await.map_err(RequestError::Send)?;
-        Ok(response.map(Body::from))
+        let mut captured = capture_connection(&mut request);
+        let mut response = pin!(self.pool.load_full().request(request));
+        // A request handed to a connection at the moment it ends can stay in hyper's queue to that connection, with
+        // nobody left to read it or to refuse it; so the end of the connection is watched for beside the answer.
+        loop {
+            tokio::select! {
+                biased;
+                response = &mut response => return answered(response),
+                () = async { Lifetime::of_request(&mut captured).await.ended().await } => {}
+            }
+            match tokio::time::timeout(LAST_WORD, &mut response).await {
+                Ok(response) => return answered(response),
+                Err(_) if Lifetime::of_request(&mut captured).await.has_ended() => return Err(RequestError::Ended),
+                Err(_) => {}
+            }
+        }
     }
 
     /// Sends a request with upgrade headers over a new HTTP/1.1 connection.
@@ -136,6 +156,12 @@ impl HttpClient {
             .build()
             .map_err(RequestError::Url)
     }
+}
+
+fn answered(
+    response: Result<Response<hyper::body::Incoming>, hyper_util::client::legacy::Error>,
+) -> Result<Response<Body>, RequestError> {
+    response.map(|response| response.map(Body::from)).map_err(RequestError::Send)
 }
 
 fn pool(connector: &Connector, http2: bool) -> Pool<Connector, Body> {

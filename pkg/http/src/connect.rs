@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use http::Uri;
-use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::client::legacy::connect::{CaptureConnection, Connected, Connection};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::tls::SharedClientConfig;
 
@@ -166,12 +167,49 @@ impl AsyncWrite for Stream {
 }
 
 /// What hyper's pooling client holds.
-pub struct Pooled(TokioIo<Stream>);
+pub struct Pooled {
+    io: TokioIo<Stream>,
+    lifetime: Lifetime,
+    /// Dropped after `io`.
+    _end: DropGuard,
+}
+
+impl Pooled {
+    fn new(stream: Stream) -> Self {
+        let ended = CancellationToken::new();
+        Self { io: TokioIo::new(stream), lifetime: Lifetime(ended.clone()), _end: ended.drop_guard() }
+    }
+}
+
+/// Tells when a connection of the pool has ended.
+#[derive(Clone)]
+pub(crate) struct Lifetime(CancellationToken);
+
+impl Lifetime {
+    /// That of the connection which a request was given last; waits until it was given one.
+    pub(crate) async fn of_request(captured: &mut CaptureConnection) -> Self {
+        captured.wait_for_connection_metadata().await;
+        let mut extras = http::Extensions::new();
+        if let Some(connected) = captured.connection_metadata().as_ref() {
+            connected.get_extras(&mut extras);
+        }
+        // Every connection of the pool has one; what has none never ends.
+        extras.remove().unwrap_or_else(|| Self(CancellationToken::new()))
+    }
+
+    pub(crate) async fn ended(&self) {
+        self.0.cancelled().await;
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.0.is_cancelled()
+    }
+}
 
 impl Connection for Pooled {
     fn connected(&self) -> Connected {
-        let connected = Connected::new();
-        if self.0.inner().is_http2() { connected.negotiated_h2() } else { connected }
+        let connected = Connected::new().extra(self.lifetime.clone());
+        if self.io.inner().is_http2() { connected.negotiated_h2() } else { connected }
     }
 }
 
@@ -181,21 +219,21 @@ impl hyper::rt::Read for Pooled {
         context: &mut Context<'_>,
         buffer: hyper::rt::ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, buffer)
+        Pin::new(&mut self.io).poll_read(context, buffer)
     }
 }
 
 impl hyper::rt::Write for Pooled {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, data)
+        Pin::new(&mut self.io).poll_write(context, data)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
+        Pin::new(&mut self.io).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
+        Pin::new(&mut self.io).poll_shutdown(context)
     }
 }
 
@@ -210,6 +248,6 @@ impl tower::Service<Uri> for Connector {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let connector = self.clone();
-        Box::pin(async move { connector.connect(&uri).await.map(|stream| Pooled(TokioIo::new(stream))) })
+        Box::pin(async move { connector.connect(&uri).await.map(Pooled::new) })
     }
 }

@@ -253,8 +253,9 @@ impl Writer {
     /// The answer's body, or its code if it has one.
     async fn send(&self, method: http::Method, path: &str, body: Value) -> Result<Value, Option<u16>> {
         let bytes = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
-        let request = Request::builder().method(method).uri(path).body(bytes).unwrap();
-        match self.client.transport().send(request).await {
+        let request = Request::builder().method(&method).uri(path).body(bytes).unwrap();
+        let answer = tokio::time::timeout(PATIENCE, self.client.transport().send(request)).await;
+        match answer.unwrap_or_else(|_| panic!("{method} {path} is neither answered nor refused")) {
             Ok(response) => Ok(serde_json::from_slice(response.body()).unwrap()),
             Err(error) => Err(error.status().map(|status| status.code())),
         }
