@@ -10,7 +10,7 @@ use http::header::{AUTHORIZATION, HOST};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Response, StatusCode, Uri};
 use hyper_util::client::legacy::Client as Pool;
-use hyper_util::client::legacy::connect::capture_connection;
+use hyper_util::client::legacy::connect::{self, capture_connection};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rkube_apimachinery::{chain::chain, task};
 use tracing::{debug, debug_span};
@@ -111,22 +111,7 @@ impl HttpClient {
     pub async fn request(&self, mut request: Request<Body>) -> Result<Response<Body>, RequestError> {
         self.authorize(&mut request)?;
         *request.uri_mut() = self.absolute(request.uri())?;
-        let mut captured = capture_connection(&mut request);
-        let mut response = pin!(self.pool.load_full().request(request));
-        // A request handed to a connection at the moment it ends can stay in hyper's queue to that connection, with
-        // nobody left to read it or to refuse it; so the end of the connection is watched for beside the answer.
-        loop {
-            tokio::select! {
-                biased;
-                response = &mut response => return answered(response),
-                () = async { Lifetime::of_request(&mut captured).await.ended().await } => {}
-            }
-            match tokio::time::timeout(LAST_WORD, &mut response).await {
-                Ok(response) => return answered(response),
-                Err(_) if Lifetime::of_request(&mut captured).await.has_ended() => return Err(RequestError::Ended),
-                Err(_) => {}
-            }
-        }
+        send(&self.pool.load_full(), request, LAST_WORD).await
     }
 
     /// Sends a request with upgrade headers over a new HTTP/1.1 connection.
@@ -158,10 +143,37 @@ impl HttpClient {
     }
 }
 
-fn answered(
-    response: Result<Response<hyper::body::Incoming>, hyper_util::client::legacy::Error>,
-) -> Result<Response<Body>, RequestError> {
-    response.map(|response| response.map(Body::from)).map_err(RequestError::Send)
+/// Sends a request over a connection of the pool.
+///
+/// A request handed to a connection at the moment it ends can stay in hyper's queue to that connection, with nobody left to
+/// read it or to refuse it; so the end of the connection is watched for beside the answer, which then has `last_word` left.
+async fn send<C>(
+    pool: &Pool<C, Body>,
+    mut request: Request<Body>,
+    last_word: Duration,
+) -> Result<Response<Body>, RequestError>
+where
+    C: connect::Connect + Clone + Send + Sync + 'static,
+{
+    let mut captured = capture_connection(&mut request);
+    let answer = async {
+        let response = pool.request(request).await.map_err(RequestError::Send)?;
+        Ok(response.map(Body::from))
+    };
+    let mut answer = pin!(answer);
+    loop {
+        tokio::select! {
+            biased;
+            response = &mut answer => return response,
+            () = async { Lifetime::of_request(&mut captured).await.ended().await } => {}
+        }
+        match tokio::time::timeout(last_word, &mut answer).await {
+            Ok(response) => return response,
+            Err(_) if Lifetime::of_request(&mut captured).await.has_ended() => return Err(RequestError::Ended),
+            // The pool has given it to another connection.
+            Err(_) => {}
+        }
+    }
 }
 
 fn pool(connector: &Connector, http2: bool) -> Pool<Connector, Body> {
@@ -229,5 +241,105 @@ impl Upgrade {
                 Err((status, String::from_utf8_lossy(&text).into_owned()))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use futures_util::future::{Ready, ready};
+    use hyper::rt::ReadBufCursor;
+    use hyper_util::client::legacy::connect::{Connected, Connection};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    /// One connection in memory that a test ends by word only.
+    #[derive(Clone)]
+    struct InMemory {
+        stream: Arc<parking_lot::Mutex<Option<DuplexStream>>>,
+        ended: CancellationToken,
+    }
+
+    struct Io(TokioIo<DuplexStream>, CancellationToken);
+
+    impl tower::Service<Uri> for InMemory {
+        type Response = Io;
+        type Error = std::io::Error;
+        type Future = Ready<Result<Io, std::io::Error>>;
+
+        fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), std::io::Error>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _uri: Uri) -> Self::Future {
+            let stream = self.stream.lock().take().ok_or(std::io::ErrorKind::ConnectionRefused.into());
+            ready(stream.map(|stream| Io(TokioIo::new(stream), self.ended.clone())))
+        }
+    }
+
+    impl Connection for Io {
+        fn connected(&self) -> Connected {
+            Connected::new().extra(Lifetime::until(self.1.clone()))
+        }
+    }
+
+    impl hyper::rt::Read for Io {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            buffer: ReadBufCursor<'_>,
+        ) -> Poll<std::io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(context, buffer)
+        }
+    }
+
+    impl hyper::rt::Write for Io {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            data: &[u8],
+        ) -> Poll<std::io::Result<usize>> {
+            Pin::new(&mut self.0).poll_write(context, data)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(context)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(context)
+        }
+    }
+
+    /// A request that has reached the server, whose connection has ended: the answer, and the server's side.
+    async fn request_without_connection(
+        last_word: Duration,
+    ) -> (impl Future<Output = Result<Response<Body>, RequestError>>, DuplexStream) {
+        let (client, mut server) = tokio::io::duplex(4096);
+        let ended = CancellationToken::new();
+        let connector = InMemory { stream: Arc::new(parking_lot::Mutex::new(Some(client))), ended: ended.clone() };
+        let pool = Pool::builder(TokioExecutor::new()).build(connector);
+        let request = Request::get("http://server/").body(Body::empty()).unwrap();
+        let answer = task::spawn(debug_span!("request"), async move { send(&pool, request, last_word).await });
+        assert_ne!(server.read(&mut [0; 4096]).await.unwrap(), 0);
+        ended.cancel();
+        (async { answer.await.unwrap() }, server)
+    }
+
+    #[tokio::test]
+    async fn a_request_is_not_left_waiting_for_a_connection_that_ended() {
+        let (answer, _server) = request_without_connection(Duration::ZERO).await;
+        assert!(matches!(answer.await, Err(RequestError::Ended)));
+    }
+
+    #[tokio::test]
+    async fn what_a_connection_brought_before_it_ended_is_the_answer() {
+        let (answer, mut server) = request_without_connection(LAST_WORD).await;
+        server.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+        assert_eq!(answer.await.unwrap().status(), StatusCode::NO_CONTENT);
     }
 }

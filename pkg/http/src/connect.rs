@@ -177,7 +177,7 @@ pub struct Pooled {
 impl Pooled {
     fn new(stream: Stream) -> Self {
         let ended = CancellationToken::new();
-        Self { io: TokioIo::new(stream), lifetime: Lifetime(ended.clone()), _end: ended.drop_guard() }
+        Self { io: TokioIo::new(stream), lifetime: Lifetime::until(ended.clone()), _end: ended.drop_guard() }
     }
 }
 
@@ -186,6 +186,10 @@ impl Pooled {
 pub(crate) struct Lifetime(CancellationToken);
 
 impl Lifetime {
+    pub(crate) fn until(ended: CancellationToken) -> Self {
+        Self(ended)
+    }
+
     /// That of the connection which a request was given last; waits until it was given one.
     pub(crate) async fn of_request(captured: &mut CaptureConnection) -> Self {
         captured.wait_for_connection_metadata().await;
@@ -194,7 +198,7 @@ impl Lifetime {
             connected.get_extras(&mut extras);
         }
         // Every connection of the pool has one; what has none never ends.
-        extras.remove().unwrap_or_else(|| Self(CancellationToken::new()))
+        extras.remove().unwrap_or_else(|| Self::until(CancellationToken::new()))
     }
 
     pub(crate) async fn ended(&self) {
