@@ -8,8 +8,9 @@ const ARGUMENTS: Arguments<ControllerConfig> = Arguments {
     component: "kube-controller-manager",
     table: &[
         ("controllers", |config, value| {
-            let names = value.split(',').map(str::trim).filter(|name| !name.is_empty());
-            config.controllers.extend(names.map(str::to_owned));
+            for name in value.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+                config.controllers.insert(known_controller(name)?);
+            }
             Ok(())
         }),
         ("node-monitor-period", |config, value| put(&mut config.node_monitor_period, period(value)?)),
@@ -50,9 +51,13 @@ const ARGUMENTS: Arguments<ControllerConfig> = Arguments {
 };
 
 impl ControllerConfig {
-    /// Applies `name=value` arguments, whatever their order.
+    /// Applies `name=value` arguments, whatever their order. Those of `controllers` together stand for the default.
     pub fn apply(&mut self, arguments: &[String]) -> Result<(), ArgumentError> {
+        let by_default = std::mem::take(&mut self.controllers);
         ARGUMENTS.apply(self, arguments)?;
+        if self.controllers.is_empty() {
+            self.controllers = by_default;
+        }
         if self.node_monitor_grace_period <= self.node_monitor_period {
             let grace = format!("{}s", self.node_monitor_grace_period.as_secs());
             let reason = "it is not longer than node-monitor-period, so nodes would be judged between two looks";
@@ -60,6 +65,16 @@ impl ControllerConfig {
         }
         Ok(())
     }
+}
+
+/// A star, a controller's name or its alias, each also after a minus.
+fn known_controller(setting: &str) -> Result<String, String> {
+    let name = setting.strip_prefix('-').unwrap_or(setting);
+    let mut known = crate::run::descriptors().iter().flat_map(|descriptor| [descriptor.name, descriptor.alias]);
+    if name == "*" || known.any(|known| known == name) {
+        return Ok(setting.to_owned());
+    }
+    Err(format!("\"{name}\" is not in the list of known controllers"))
 }
 
 fn mask(value: &str, bits: u8) -> Result<u8, String> {
@@ -86,14 +101,38 @@ mod tests {
         let config = applied(&[
             "node-monitor-grace-period=20s",
             "--node-monitor-period=2s",
-            "controllers=-job-controller,foo",
+            "controllers=-job-controller,deployment",
             "node-eviction-rate=0.5",
             "node-cidr-mask-size=26",
         ]);
         let config = config.unwrap();
         assert_eq!(config.node_monitor_grace_period, Duration::from_secs(20));
         assert_eq!((config.node_monitor_period, config.node_cidr_mask_size_ipv4), (Duration::from_secs(2), 26));
-        assert!(config.controllers.contains("-job-controller") && config.controllers.contains("foo"));
+        assert!(config.controllers.contains("-job-controller") && config.controllers.contains("deployment"));
+    }
+
+    #[test]
+    fn the_controllers_that_are_named_stand_for_the_default() {
+        let enabled = |arguments: &[&str]| {
+            let mut config = ControllerConfig {
+                controllers: ["*".to_owned(), "token-cleaner-controller".to_owned()].into(),
+                ..Default::default()
+            };
+            let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+            config.apply(&arguments).unwrap();
+            let enabled = crate::run::descriptors().iter().filter(|one| one.is_enabled(&config.controllers));
+            enabled.map(|one| one.name).collect::<Vec<_>>()
+        };
+        let (all, none): (_, &[&str]) = (enabled(&[]), &[]);
+        assert!(all.contains(&"job-controller") && all.contains(&"token-cleaner-controller"));
+        assert_eq!(enabled(&["controllers=-*"]), none);
+        assert_eq!(
+            enabled(&["controllers=job", "controllers=deployment-controller"]),
+            ["deployment-controller", "job-controller"]
+        );
+        let without = enabled(&["controllers=*,-job"]);
+        assert!(!without.contains(&"job-controller") && !without.contains(&"token-cleaner-controller"));
+        assert_eq!(without.len(), all.len() - 2);
     }
 
     #[test]
@@ -116,6 +155,10 @@ mod tests {
         assert_eq!(
             refusal("node-cidr-mask-size=33"),
             format!("{start} node-cidr-mask-size=33: it is not a prefix length of 1 to 32")
+        );
+        assert_eq!(
+            refusal("controllers=*,-jobs"),
+            format!("{start} controllers=*,-jobs: \"jobs\" is not in the list of known controllers")
         );
     }
 }

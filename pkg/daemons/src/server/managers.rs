@@ -119,13 +119,9 @@ pub(super) fn controllers(
     })
 }
 
-/// All but those that stand for a disabled component, under the names that k3s' users know. As with kubeadm,
-/// bootstrap tokens sign and expire.
-fn enabled_controllers(disable: &[String]) -> BTreeSet<String> {
-    let load_balancer = disable.iter().any(|name| name == "servicelb");
-    let off = load_balancer.then_some("-service-lb-controller");
-    let on = ["*", "bootstrap-signer-controller", "token-cleaner-controller"];
-    off.into_iter().chain(on).map(str::to_owned).collect()
+/// Those that run unless the user names others: as with kubeadm, bootstrap tokens sign and expire.
+fn enabled_controllers() -> BTreeSet<String> {
+    ["*", "bootstrap-signer-controller", "token-cleaner-controller"].map(str::to_owned).into()
 }
 
 pub(super) fn controller_config(
@@ -134,7 +130,7 @@ pub(super) fn controller_config(
 ) -> Result<ControllerConfig, ArgumentError> {
     let network = |cidr: &Cidr| cidr.to_string().parse().ok();
     let mut settings = ControllerConfig {
-        controllers: enabled_controllers(&config.disable),
+        controllers: enabled_controllers(),
         cluster_cidrs: network(&config.cluster_cidr).into_iter().collect(),
         service_cidrs: network(&config.service_cidr).into_iter().collect(),
         api_server_port: Some(config.https_listen_port),
@@ -143,6 +139,10 @@ pub(super) fn controller_config(
         ..ControllerConfig::default()
     };
     settings.apply(&config.controller_args)?;
+    // It stands for a component, under the name that k3s' users know.
+    if config.disable.iter().any(|name| name == "servicelb") {
+        settings.controllers.insert("-service-lb-controller".to_owned());
+    }
     Ok(settings)
 }
 
