@@ -82,6 +82,9 @@ pub async fn run(
         })
         .collect();
     info!(controllers = tasks.len(), "Started controllers");
+    if tasks.is_empty() {
+        context.shutdown.cancelled().await;
+    }
     for (name, task) in tasks {
         let ended = task.await;
         metrics().runs(name, false);

@@ -21,6 +21,15 @@ fn a_second_start_changes_no_file_and_a_stop_is_clean() {
 }
 
 #[test]
+fn a_server_goes_on_without_controllers() {
+    let machine = Machine::new();
+    let server = machine.start(&["--kube-controller-manager-arg", "controllers=-*"]);
+    let kubeconfig = machine.path("admin.yaml").display().to_string();
+    assert_eq!(machine.run(&["token", "create", "--kubeconfig", &kubeconfig]).code, Some(0));
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
 fn tokens_are_made_listed_and_deleted() {
     let machine = Machine::new();
     let _server = machine.start(&[]);

@@ -1,5 +1,6 @@
 //! Opens everything a control plane consists of and lists what runs.
 
+use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
@@ -336,6 +337,8 @@ impl ControlPlane {
             let serving = listener.serve(Arc::new(api.clone()), closing.clone(), DRAIN_TIMEOUT);
             tokio::pin!(serving);
             let beside = CancellationToken::new();
+            // Which controllers run is the controller manager's setting; these belong to the API server.
+            let settings = ControllerConfig { controllers: BTreeSet::new(), ..settings };
             let context = managers::controller_context(&seeder, "kube-apiserver", Arc::new(settings), &beside);
             let own = rkube_controllers::run(rkube_controllers::server_descriptors(), context, || ());
             let own = task::spawn(info_span!("controllers", component = "kube-apiserver"), own);
