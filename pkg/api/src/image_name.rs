@@ -2,7 +2,11 @@
 //!
 //! Behaves as pkg/util/parsers/parsers.go with the grammar of github.com/distribution/reference, v1.36.
 
+/// Without its domain.
+const PATH_MAX: usize = 255;
 const TAG_MAX: usize = 128;
+/// An image's own identifier, which is no name.
+const IDENTIFIER_HEX: usize = 64;
 const DIGEST_HEX_MIN: usize = 32;
 
 /// A name that keeps to the grammar: `[domain/]path[:tag][@digest]`.
@@ -46,7 +50,10 @@ pub fn default_pull_policy(image: &str) -> &'static str {
 }
 
 fn is_path(directory: Option<&str>, base: &str) -> bool {
-    let Some(directory) = directory else { return is_component(base) };
+    let Some(directory) = directory else {
+        let is_identifier = base.len() == IDENTIFIER_HEX && base.bytes().all(|byte| byte.is_ascii_hexdigit());
+        return is_component(base) && !is_identifier && "library/".len() + base.len() <= PATH_MAX;
+    };
     let (first, rest) = match directory.split_once('/') {
         Some((first, rest)) => (first, Some(rest)),
         None => (directory, None),
@@ -54,7 +61,11 @@ fn is_path(directory: Option<&str>, base: &str) -> bool {
     let is_domain =
         first.contains(['.', ':']) || first == "localhost" || first.bytes().any(|byte| byte.is_ascii_uppercase());
     let first_good = if is_domain { is_domain_name(first) } else { is_component(first) };
-    first_good && rest.is_none_or(|rest| rest.split('/').all(is_component)) && is_component(base)
+    let path = if is_domain { rest.map_or(0, |rest| rest.len() + 1) } else { directory.len() + 1 };
+    path + base.len() <= PATH_MAX
+        && first_good
+        && rest.is_none_or(|rest| rest.split('/').all(is_component))
+        && is_component(base)
 }
 
 fn is_domain_name(text: &str) -> bool {
@@ -86,6 +97,7 @@ mod tests {
     #[test]
     fn a_name_decides_how_often_it_is_pulled() {
         let digest = format!("a@sha256:{}", "0".repeat(64));
+        let (identifier, long, longest) = ("0".repeat(64), "x".repeat(248), format!("reg:5000/{}", "x".repeat(255)));
         for (image, policy) in [
             ("busybox", "Always"),
             ("reg:5000/a/b", "Always"),
@@ -97,6 +109,9 @@ mod tests {
             ("-Bad_", "IfNotPresent"),
             ("UPPER", "IfNotPresent"),
             ("a b", "IfNotPresent"),
+            (identifier.as_str(), "IfNotPresent"),
+            (long.as_str(), "IfNotPresent"),
+            (longest.as_str(), "Always"),
         ] {
             assert_eq!(default_pull_policy(image), policy, "{image}");
         }

@@ -20,11 +20,11 @@ const PREFER_AVOID_PODS: &str = "scheduler.alpha.kubernetes.io/preferAvoidPods";
 
 pub fn set_defaults(node: &mut Node) {
     let spec = node.spec.get_or_insert_default();
-    // The single and the plural field say the same; the plural decides.
-    match (spec.pod_cidr.is_blank(), spec.pod_cidrs.items().first()) {
-        (false, None) => spec.pod_cidrs = spec.pod_cidr.clone().map(|cidr| vec![cidr]),
-        (_, Some(first)) => spec.pod_cidr = Some(first.clone()),
-        (true, None) => {}
+    // The single and the plural field say the same. Where they differ, the single one decides: older clients know no other.
+    if spec.pod_cidr.is_blank() {
+        spec.pod_cidr = spec.pod_cidrs.items().first().cloned();
+    } else if spec.pod_cidrs.items().first() != spec.pod_cidr.as_ref() {
+        spec.pod_cidrs = spec.pod_cidr.clone().map(|cidr| vec![cidr]);
     }
     let status = node.status.get_or_insert_default();
     if status.allocatable.is_none() {

@@ -1,6 +1,7 @@
 //! The rules of kinds, as users meet them: an object, one fault in it, the text of the answer.
 
 mod extension;
+mod nodes;
 mod pods;
 mod policies;
 mod services;
