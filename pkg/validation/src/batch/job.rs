@@ -175,17 +175,22 @@ fn validate_generated_selector(job: &Job, spec: &JobSpec, prefixed: bool, errors
 fn validate_spec_with_selector(spec: &JobSpec, options: &PodOptions, errors: &mut ErrorList) {
     let path = Path::new("spec");
     validate_spec(spec, &path, options, errors);
-    let Some(selector) = &spec.selector else {
-        errors.required(path.child("selector"), "");
-        return;
-    };
-    let selector_options = SelectorOptions {
-        allow_invalid_label_value: options.allow_invalid_label_value_in_selector,
-        ..SelectorOptions::default()
-    };
-    validate_label_selector(Some(selector), selector_options, &path.child("selector"), errors);
     let labels = spec.template.metadata.as_ref().and_then(|meta| meta.labels.clone());
-    if selector_error(selector).is_none() && !selector_matches(selector, labels.as_ref()) {
+    let selects_template = match &spec.selector {
+        None => {
+            errors.required(path.child("selector"), "");
+            false
+        }
+        Some(selector) => {
+            let selector_options = SelectorOptions {
+                allow_invalid_label_value: options.allow_invalid_label_value_in_selector,
+                ..SelectorOptions::default()
+            };
+            validate_label_selector(Some(selector), selector_options, &path.child("selector"), errors);
+            selector_error(selector).is_some() || selector_matches(selector, labels.as_ref())
+        }
+    };
+    if !selects_template {
         let path = path.child("template").child("metadata").child("labels");
         errors.invalid(path, shown(&labels), "`selector` does not match template `labels`");
     }

@@ -138,6 +138,7 @@ fn jobs() {
         ("/spec/completionMode", json!("Indexed")),
         ("/spec/podFailurePolicy", json!({"rules": [{"action": "Fail"}]})),
         ("/spec/ttlSecondsAfterFinished", json!(-1)),
+        ("/spec/selector", json!(null)),
     ]);
     expect![[r#"
         /spec/template/spec/restartPolicy = "Always"
@@ -154,6 +155,9 @@ fn jobs() {
           spec.podFailurePolicy.rules[0]: Invalid value: specifying one of OnExitCodes and OnPodConditions is required
         /spec/ttlSecondsAfterFinished = -1
           spec.ttlSecondsAfterFinished: Invalid value: -1: must be greater than or equal to 0
+        /spec/selector = null
+          spec.selector: Required value
+          spec.template.metadata.labels: Invalid value: {"batch.kubernetes.io/controller-uid":"u","batch.kubernetes.io/job-name":"x","controller-uid":"u","job-name":"x"}: `selector` does not match template `labels`
     "#]].assert_eq(&text);
     let text = subject.updates(&[("/spec/completions", json!(3)), ("/spec/template/spec/hostNetwork", json!(true))]);
     expect![[r#"
