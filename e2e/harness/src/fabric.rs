@@ -14,9 +14,11 @@
 //! Invariant: every link ends in one of the namespaces, so deleting those leaves nothing behind.
 
 use std::fs::{self, File};
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use ipnet::Ipv4Net;
 use tokio::process::Command;
 
 use crate::spec::Spec;
@@ -107,12 +109,25 @@ async fn is_reachable(spec: &Spec) -> Result<bool> {
 }
 
 async fn free_slot(first: u8) -> Result<u8> {
-    let taken = run(&["-4", "route", "show", "table", "all"]).await?;
-    let is_free = |slot: &u8| !taken.contains(&Spec::slot_network(*slot));
-    match (first..SLOTS).chain(0..first).find(is_free) {
+    let routes = run(&["-4", "route", "show", "table", "all"]).await?;
+    let resolvers = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let taken = networks(&format!("{routes}\n{resolvers}"));
+    match (first..SLOTS).chain(0..first).find(|slot| is_free(*slot, &taken)) {
         Some(slot) => Ok(slot),
         None => bail!("{SLOTS} clusters are up on this machine; take one down first"),
     }
+}
+
+/// Every network and address in a text.
+fn networks(text: &str) -> Vec<Ipv4Net> {
+    let words = text.split_whitespace();
+    words.filter_map(|word| word.parse().ok().or_else(|| word.parse::<Ipv4Addr>().ok().map(Ipv4Net::from))).collect()
+}
+
+/// Whether nothing that the host reaches now is inside the slot's networks, its resolver included. A wider network may hold
+/// them: the cluster's routes are narrower and go first.
+fn is_free(slot: u8, taken: &[Ipv4Net]) -> bool {
+    Spec::slot_networks(slot).iter().all(|network| !taken.iter().any(|taken| network.contains(taken)))
 }
 
 async fn ip(arguments: &[&str]) -> Result<()> {
@@ -125,4 +140,19 @@ async fn run(arguments: &[&str]) -> Result<String> {
         bail!("ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_free_when_the_host_reaches_nothing_in_it() {
+        let taken = networks(
+            "default via 192.0.2.1 dev eth0\n10.0.0.0/8 via 192.0.2.1 dev eth0\n10.161.0.0/24 dev e2e proto kernel src 10.161.0.1\n\
+             10.194.7.0/24 dev eth1 scope link\nlocal 10.227.0.5 dev eth2 table local\nnameserver 10.255.255.53\n",
+        );
+        let free: Vec<u8> = (0..SLOTS).filter(|slot| is_free(*slot, &taken)).collect();
+        assert_eq!(free, [vec![0], (4..31).collect()].concat());
+    }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -114,8 +115,10 @@ impl Spec {
         format!("node{number}")
     }
 
-    pub(crate) fn slot_network(slot: u8) -> String {
-        format!("10.{}.0.0/24", 160 + slot)
+    /// What a slot takes: the nodes' network, the pods' and the Services'.
+    pub(crate) fn slot_networks(slot: u8) -> [Ipv4Net; 3] {
+        [(160, 24), (192, 16), (224, 16)]
+            .map(|(start, length)| Ipv4Net::new_assert(Ipv4Addr::new(10, start + slot, 0, 0), length))
     }
 
     fn address(&self, last: u8) -> Ipv4Addr {
@@ -136,11 +139,11 @@ impl Spec {
     }
 
     pub(crate) fn cluster_cidr(&self) -> String {
-        format!("10.{}.0.0/16", u16::from(self.slot) + 192)
+        Self::slot_networks(self.slot)[1].to_string()
     }
 
     pub(crate) fn service_cidr(&self) -> String {
-        format!("10.{}.0.0/16", u16::from(self.slot) + 224)
+        Self::slot_networks(self.slot)[2].to_string()
     }
 
     pub(crate) fn cluster_dns(&self) -> Ipv4Addr {
