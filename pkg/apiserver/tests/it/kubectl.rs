@@ -181,7 +181,9 @@ async fn every_kind_is_read_and_written() {
         replaced.err
     );
 
-    walk.on_all(&["delete", "--wait=false"], &[" deleted", " force deleted"]).await;
+    // kubectl 1.33 and newer say from which namespace.
+    let endings = [" deleted", " force deleted", " deleted from default namespace"];
+    walk.on_all(&["delete", "--wait=false"], &endings).await;
     let gone = walk.run(&["get", "-f", OBJECTS]).await;
     // No controller ends the namespace here.
     assert_eq!(gone.err.matches("Error from server (NotFound)").count(), items - 1, "{}", gone.err);
