@@ -88,7 +88,10 @@ fn an_etcd_without_space_is_said_and_gone_on_with_when_it_has_space() {
     let server = machine.start(&arguments);
     let (kept, refusal) = fill(&machine);
     assert_eq!(refusal, "error: failed to create configmap: etcdserver: mvcc: database space exceeded\n");
-    assert_eq!(config_maps(&machine), kept);
+    // etcd may carry out the very write that it refuses first (quotaApplierV3): it answers after it looked.
+    let stored = config_maps(&machine);
+    let refused = format!("{:04}", kept.len());
+    assert!(stored == kept || stored == [&kept[..], &[refused]].concat(), "{stored:?} after {kept:?}");
 
     // What etcd's administrator does: more room, and the alarm off. rkube runs on.
     etcd.kill();
@@ -101,7 +104,7 @@ fn an_etcd_without_space_is_said_and_gone_on_with_when_it_has_space() {
         .expect("etcdctl is in PATH: hack/install-deps test");
     assert!(disarmed.status.success(), "{}", String::from_utf8_lossy(&disarmed.stderr));
     create(&machine, "kept-9999").unwrap();
-    let expected: Vec<String> = kept.into_iter().chain(["9999".to_owned()]).collect();
+    let expected: Vec<String> = stored.into_iter().chain(["9999".to_owned()]).collect();
     assert_eq!(config_maps(&machine), expected);
     assert_eq!(server.stop(), Some(0));
 }
