@@ -114,7 +114,7 @@ async fn free_slot(first: u8) -> Result<u8> {
     let taken = networks(&format!("{routes}\n{resolvers}"));
     match (first..SLOTS).chain(0..first).find(|slot| is_free(*slot, &taken)) {
         Some(slot) => Ok(slot),
-        None => bail!("{SLOTS} clusters are up on this machine; take one down first"),
+        None => bail!("none of {SLOTS} sets of addresses is free on this machine; take a cluster down first"),
     }
 }
 

@@ -19,6 +19,9 @@ pub struct ImageName<'a> {
 impl<'a> ImageName<'a> {
     /// `None` for what is no image name.
     pub fn parse(image: &'a str) -> Option<Self> {
+        if image.len() == IDENTIFIER_HEX && image.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return None;
+        }
         let (name, digest) = match image.split_once('@') {
             Some((name, digest)) => (name, Some(digest)),
             None => (image, None),
@@ -51,8 +54,7 @@ pub fn default_pull_policy(image: &str) -> &'static str {
 
 fn is_path(directory: Option<&str>, base: &str) -> bool {
     let Some(directory) = directory else {
-        let is_identifier = base.len() == IDENTIFIER_HEX && base.bytes().all(|byte| byte.is_ascii_hexdigit());
-        return is_component(base) && !is_identifier && "library/".len() + base.len() <= PATH_MAX;
+        return is_component(base) && "library/".len() + base.len() <= PATH_MAX;
     };
     let (first, rest) = match directory.split_once('/') {
         Some((first, rest)) => (first, Some(rest)),
@@ -110,6 +112,7 @@ mod tests {
             ("UPPER", "IfNotPresent"),
             ("a b", "IfNotPresent"),
             (identifier.as_str(), "IfNotPresent"),
+            (format!("{identifier}:latest").as_str(), "Always"),
             (long.as_str(), "IfNotPresent"),
             (longest.as_str(), "Always"),
         ] {

@@ -246,16 +246,15 @@ impl Upgrade {
 
 #[cfg(test)]
 mod tests {
-    use std::pin::Pin;
     use std::task::{Context, Poll};
 
     use futures_util::future::{Ready, ready};
-    use hyper::rt::ReadBufCursor;
     use hyper_util::client::legacy::connect::{Connected, Connection};
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
     use tokio_util::sync::CancellationToken;
 
     use super::*;
+    use crate::connect::Pooled;
 
     /// One connection in memory that a test ends by word only.
     #[derive(Clone)]
@@ -264,12 +263,10 @@ mod tests {
         ended: CancellationToken,
     }
 
-    struct Io(TokioIo<DuplexStream>, CancellationToken);
-
     impl tower::Service<Uri> for InMemory {
-        type Response = Io;
+        type Response = Pooled<DuplexStream>;
         type Error = std::io::Error;
-        type Future = Ready<Result<Io, std::io::Error>>;
+        type Future = Ready<Result<Self::Response, std::io::Error>>;
 
         fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), std::io::Error>> {
             Poll::Ready(Ok(()))
@@ -277,41 +274,13 @@ mod tests {
 
         fn call(&mut self, _uri: Uri) -> Self::Future {
             let stream = self.stream.lock().take().ok_or(std::io::ErrorKind::ConnectionRefused.into());
-            ready(stream.map(|stream| Io(TokioIo::new(stream), self.ended.clone())))
+            ready(stream.map(|stream| Pooled::new(stream, self.ended.clone())))
         }
     }
 
-    impl Connection for Io {
+    impl Connection for Pooled<DuplexStream> {
         fn connected(&self) -> Connected {
-            Connected::new().extra(Lifetime::until(self.1.clone()))
-        }
-    }
-
-    impl hyper::rt::Read for Io {
-        fn poll_read(
-            mut self: Pin<&mut Self>,
-            context: &mut Context<'_>,
-            buffer: ReadBufCursor<'_>,
-        ) -> Poll<std::io::Result<()>> {
-            Pin::new(&mut self.0).poll_read(context, buffer)
-        }
-    }
-
-    impl hyper::rt::Write for Io {
-        fn poll_write(
-            mut self: Pin<&mut Self>,
-            context: &mut Context<'_>,
-            data: &[u8],
-        ) -> Poll<std::io::Result<usize>> {
-            Pin::new(&mut self.0).poll_write(context, data)
-        }
-
-        fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-            Pin::new(&mut self.0).poll_flush(context)
-        }
-
-        fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-            Pin::new(&mut self.0).poll_shutdown(context)
+            Connected::new().extra(self.lifetime.clone())
         }
     }
 

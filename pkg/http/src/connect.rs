@@ -167,17 +167,17 @@ impl AsyncWrite for Stream {
 }
 
 /// What hyper's pooling client holds.
-pub struct Pooled {
-    io: TokioIo<Stream>,
-    lifetime: Lifetime,
+pub struct Pooled<S = Stream> {
+    io: TokioIo<S>,
+    pub(crate) lifetime: Lifetime,
     /// Dropped after `io`.
     _end: DropGuard,
 }
 
-impl Pooled {
-    fn new(stream: Stream) -> Self {
-        let ended = CancellationToken::new();
-        Self { io: TokioIo::new(stream), lifetime: Lifetime::until(ended.clone()), _end: ended.drop_guard() }
+impl<S> Pooled<S> {
+    /// `ended` is cancelled when the connection is dropped.
+    pub(crate) fn new(stream: S, ended: CancellationToken) -> Self {
+        Self { io: TokioIo::new(stream), lifetime: Lifetime(ended.clone()), _end: ended.drop_guard() }
     }
 }
 
@@ -186,10 +186,6 @@ impl Pooled {
 pub(crate) struct Lifetime(CancellationToken);
 
 impl Lifetime {
-    pub(crate) fn until(ended: CancellationToken) -> Self {
-        Self(ended)
-    }
-
     /// That of the connection which a request was given last; waits until it was given one.
     pub(crate) async fn of_request(captured: &mut CaptureConnection) -> Self {
         captured.wait_for_connection_metadata().await;
@@ -198,7 +194,7 @@ impl Lifetime {
             connected.get_extras(&mut extras);
         }
         // Every connection of the pool has one; what has none never ends.
-        extras.remove().unwrap_or_else(|| Self::until(CancellationToken::new()))
+        extras.remove().unwrap_or_else(|| Self(CancellationToken::new()))
     }
 
     pub(crate) async fn ended(&self) {
@@ -217,7 +213,7 @@ impl Connection for Pooled {
     }
 }
 
-impl hyper::rt::Read for Pooled {
+impl<S: AsyncRead + Unpin> hyper::rt::Read for Pooled<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -227,7 +223,7 @@ impl hyper::rt::Read for Pooled {
     }
 }
 
-impl hyper::rt::Write for Pooled {
+impl<S: AsyncWrite + Unpin> hyper::rt::Write for Pooled<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(context, data)
     }
@@ -252,6 +248,8 @@ impl tower::Service<Uri> for Connector {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let connector = self.clone();
-        Box::pin(async move { connector.connect(&uri).await.map(Pooled::new) })
+        Box::pin(
+            async move { connector.connect(&uri).await.map(|stream| Pooled::new(stream, CancellationToken::new())) },
+        )
     }
 }
